@@ -1,0 +1,114 @@
+"""Files and folders that appear under their final name whole or not at all. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STAGING_PREFIX = ".incomplete-"
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file through a staging file and a rename, flushed to disk.
+
+    Args:
+        path: Final name; replaced if it exists.
+        content: Text (written as UTF-8) or bytes.
+    """
+    staging = path.with_name(f"{STAGING_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with staging.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(path: Path, *, last: str | None = None) -> Iterator[Path]:
+    """Give an empty staging folder; on success its content stands under ``path``, on failure it is removed.
+
+    Args:
+        path: Final name. If it does not exist, the staging folder is renamed to it, whole.
+        last: If ``path`` may exist: the file without which a reader takes the folder for empty. The others move into
+            ``path`` one by one and this one at the end.
+
+    Yields:
+        The staging folder, on the same disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = f"{STAGING_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}"
+    staging = path / name if last and path.is_dir() else path.with_name(name)
+    staging.mkdir()
+    try:
+        yield staging
+        if last and path.is_dir():
+            _flush_files(staging)
+            move_files(staging, path, last=last)
+        else:
+            publish_folder(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish_folder(staging: Path, path: Path) -> None:
+    """Flush every file of ``staging`` to disk, then rename it to ``path``."""
+    _flush_files(staging)
+    staging.rename(path)
+    _flush_folder(path.parent)
+
+
+def move_files(staging: Path, folder: Path, *, last: str) -> None:
+    """Move the files of ``staging`` into an existing folder, one rename each, the file ``last`` at the end.
+
+    A reader that finds ``last`` finds everything else: an older ``last`` is removed before the first rename.
+
+    Args:
+        staging: Folder with files only, on the same disk.
+        folder: Where they go; files of the same names are replaced.
+        last: Name of the file without which a reader takes the folder for empty.
+    """
+    (folder / last).unlink(missing_ok=True)
+    for file in sorted(staging.iterdir(), key=lambda f: f.name == last):
+        file.replace(folder / file.name)
+    _flush_folder(folder)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that its final name is gone before its first file is."""
+    doomed = path.with_name(f"{STAGING_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an interrupted writer left in ``folder`` under staging names."""
+    for leftover in folder.glob(f"{STAGING_PREFIX}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _flush_files(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network disks refuse to flush a folder; the rename is done all the same
+    finally:
+        os.close(handle)

@@ -1,0 +1,180 @@
+"""Frozen dataclasses to plain mappings and back, with errors that name the key and the nearest known one.
+
+Specs and recipes are dataclasses; files and command lines hold mappings. What stands between them is here, once.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, cast
+
+from asymlora.errors import SpecError, UnknownKeyError, nearest
+
+T = TypeVar("T")
+
+
+def to_mapping(obj: object) -> dict[str, Any]:
+    """Return a dataclass as nested plain values: mappings, lists, strings, numbers, booleans, None.
+
+    Example:
+        >>> from asymlora.spec import FactorSpec
+        >>> to_mapping(FactorSpec(init="zeros"))
+        {'init': 'zeros', 'trainable': True, 'lr_ratio': 1.0}
+    """
+    return {f.name: _plain(getattr(obj, f.name)) for f in fields(cast(Any, obj))}
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "") -> T:
+    """Build the dataclass ``cls`` from a mapping, the inverse of `to_mapping`.
+
+    Args:
+        cls: A dataclass whose fields are numbers, strings, booleans, `Literal`, tuples, unions or dataclasses.
+        mapping: Values by field name. Fields that are left out take their defaults.
+        where: Dotted path of ``mapping`` in the file, for the messages.
+
+    Returns:
+        An instance of ``cls``.
+
+    Raises:
+        UnknownKeyError: A key is no field; every such key is named, each with the nearest field.
+        SpecError: A value has the wrong type; every such value is named.
+    """
+    known = {f.name: f for f in fields(cast(Any, cls))}
+    refuse_unknown_fields(cls, mapping, where=where)
+    hints_by_field = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, value in mapping.items():
+        try:
+            values[key] = _convert(hints_by_field[key], value, where=_dotted(where, key))
+        except _WrongTypeError as problem:
+            problems.append(str(problem))
+    required = [k for k, f in known.items() if k not in mapping and _has_no_default(f)]
+    problems += [f"'{_dotted(where, key)}' is missing and has no default" for key in required]
+    refuse_values(problems)
+    return cls(**values)
+
+
+def refuse_unknown_fields(cls: type, names: Iterable[Any], *, where: str = "") -> None:
+    """Raise for names that are no field of ``cls``, each answered with the field that was probably meant.
+
+    A class may hold ``OTHER_NAMES``, a mapping from another library's names to its own.
+
+    Args:
+        cls: A dataclass.
+        names: Names that a user wrote.
+        where: Dotted path of the names in a file, for the message.
+
+    Raises:
+        UnknownKeyError: At least one name is no field; all such names are in the message.
+    """
+    known = [f.name for f in fields(cast(Any, cls))]
+    other: Mapping[str, str] = getattr(cls, "OTHER_NAMES", {})
+    answers: list[str] = []
+    for name in [str(name) for name in names if name not in known]:
+        meant = f"PEFT's name for {other[name]}" if name in other else "unknown"
+        answers.append(f"{_dotted(where, name)!r} is {meant}.{'' if name in other else nearest(name, known)}")
+    if answers:
+        raise UnknownKeyError(f"{cls.__name__}: {' '.join(answers)} Known here: {', '.join(known)}.")
+
+
+def answers_wrong_names(cls: type[T]) -> type[T]:
+    """Make the constructor of a dataclass answer unknown keyword arguments as `refuse_unknown_fields` does."""
+    original = cast(Callable[..., None], cls.__init__)
+
+    @functools.wraps(original)
+    def checked(self: object, **values: Any) -> None:
+        refuse_unknown_fields(cls, values)
+        original(self, **values)
+
+    cls.__init__ = checked
+    return cls
+
+
+def refuse_values(problems: Sequence[str]) -> None:
+    """Raise all problems of one object's values at once, or nothing.
+
+    Args:
+        problems: One sentence part each.
+
+    Raises:
+        SpecError: There is at least one problem.
+    """
+    if problems:
+        raise SpecError("; ".join(problems) + ".")
+
+
+class _WrongTypeError(Exception):
+    """Carries one problem up to the mapping that collects them."""
+
+
+def _has_no_default(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _dotted(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_mapping(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in cast(Sequence[Any], value)]
+    return value
+
+
+def _convert(hint: Any, value: Any, *, where: str) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(options, value, where=where)
+    if origin is Literal:
+        if value in options:
+            return value
+        raise _WrongTypeError(f"'{where}' is {value!r}; allowed are {', '.join(map(repr, options))}")
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise _WrongTypeError(f"'{where}' is {value!r}; a list is needed")
+        return tuple([_convert(options[0], item, where=where) for item in cast("Sequence[Any]", value)])
+    if is_dataclass(hint):
+        return _convert_dataclass(cast("type[Any]", hint), value, where=where)
+    return _convert_scalar(hint, value, where=where)
+
+
+def _convert_dataclass(cls: type[T], value: Any, *, where: str) -> T:
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        raise _WrongTypeError(f"'{where}' is {value!r}; a mapping of its fields is needed")
+    return from_mapping(cls, cast("Mapping[str, Any]", value), where=where)
+
+
+def _convert_union(options: Sequence[Any], value: Any, *, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    problem: _WrongTypeError | None = None
+    for option in options:
+        if option is not type(None):
+            try:
+                return _convert(option, value, where=where)
+            except _WrongTypeError as error:
+                problem = problem or error
+    raise problem or _WrongTypeError(f"'{where}' is {value!r}")
+
+
+def _convert_scalar(hint: Any, value: Any, *, where: str) -> Any:
+    if hint is float:
+        # YAML 1.1 reads 1e-4 (no dot) as text, so text that is a number counts as one.
+        try:
+            if not isinstance(value, bool):
+                return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is hint:
+        return value
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+    raise _WrongTypeError(f"'{where}' is {value!r}; {wanted} is needed")

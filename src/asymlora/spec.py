@@ -1,0 +1,370 @@
+"""What an adapter is: `FactorSpec`, `AdapterSpec`, their presets and the papers' shorthand. No torch in here.
+
+The names of the inits live here; the functions that draw them live in `asymlora.init`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypedDict, Unpack, cast, get_args
+
+from asymlora.errors import (
+    BothFrozenError,
+    BothZeroError,
+    NonZeroStartError,
+    SpecError,
+    UnknownNameError,
+    nearest,
+)
+from asymlora.schema import answers_wrong_names, from_mapping, refuse_unknown_fields, refuse_values, to_mapping
+
+InitName = Literal["zeros", "kaiming_uniform", "gaussian", "orthonormal"]
+ScalingRule = Literal["standard", "rank_stabilized"]
+ALL_LINEAR = "all-linear"
+
+PEFT_NAMES = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "target_modules": "targets",
+    "lora_dropout": "dropout",
+    "use_rslora": "scaling='rank_stabilized'",
+    "init_lora_weights": "A=FactorSpec(init=...), B=FactorSpec(init=...)",
+}
+"""PEFT's `LoraConfig` fields that have another name here. The one place of the translation."""
+
+
+@answers_wrong_names
+@dataclass(frozen=True, kw_only=True)
+class FactorSpec:
+    """How one factor starts, whether it is trained, and its share of the learning rate.
+
+    Attributes:
+        init: Name of the scheme that draws the start, a row of `asymlora.init.INITS`.
+        trainable: Whether the optimizer moves it. A frozen factor is a buffer, not a parameter.
+        lr_ratio: Factor on the run's learning rate, greater than 0. LoRA+ sets ``B``'s to 2..16.
+    """
+
+    init: InitName
+    trainable: bool = True
+    lr_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UnknownNameError: No init has that name.
+            SpecError: ``lr_ratio`` is not a positive number.
+        """
+        if self.init not in get_args(InitName):
+            known = get_args(InitName)
+            raise UnknownNameError(
+                f"No init is called {self.init!r}.{nearest(str(self.init), known)} Known: {', '.join(known)}."
+            )
+        if not (math.isfinite(self.lr_ratio) and self.lr_ratio > 0):
+            raise SpecError(f"lr_ratio={self.lr_ratio}; it multiplies the learning rate and must be above 0.")
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether every entry of the factor is zero before the first step."""
+        return self.init == "zeros"
+
+
+class AdapterFields(TypedDict, total=False):
+    """The fields that a preset leaves open, as keyword arguments."""
+
+    rank: int
+    alpha: float | None
+    scaling: ScalingRule
+    dropout: float
+    targets: str | tuple[str, ...] | list[str]
+    modules_to_save: tuple[str, ...] | list[str]
+    seed: int
+
+
+@answers_wrong_names
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec:
+    """A low-rank adapter: ``W0 + s*B*A`` on every target layer, with each factor under its own control.
+
+    Attributes:
+        A: Down factor, shape ``(rank, in)``. Default: orthonormal rows, frozen (Zhu et al. 2024).
+        B: Up factor, shape ``(out, rank)``. Default: zeros, trained.
+        rank: Width of the bottleneck, at least 1 and at most ``min(in, out)`` of every target.
+        alpha: Numerator of the scaling. None means ``2*rank``, so ``s = 2`` (every run of Zhu et al. 2024).
+        scaling: ``standard``: ``s = alpha/rank``; ``rank_stabilized``: ``s = alpha/sqrt(rank)`` (rsLoRA).
+        dropout: Fraction of the entries of the adapter's input that is dropped in training, in [0, 1).
+        targets: ``"all-linear"`` (every linear layer but the output head), or endings of module names.
+        modules_to_save: Endings of module names trained in full beside the adapter (heads, norms) and saved with it.
+        seed: Seed of the draws; each factor's own draw depends on it, on the layer's name and on the factor only.
+
+    Example:
+        >>> AdapterSpec.b_only(rank=16).scaling_factor
+        2.0
+        >>> AdapterSpec.parse("hB_zero_A_rand") == AdapterSpec.parse("A_rand_hB_zero") == AdapterSpec.b_only()
+        True
+    """
+
+    OTHER_NAMES: ClassVar[Mapping[str, str]] = PEFT_NAMES
+
+    A: FactorSpec = FactorSpec(init="orthonormal", trainable=False)
+    B: FactorSpec = FactorSpec(init="zeros")
+    rank: int = 8
+    alpha: float | None = None
+    scaling: ScalingRule = "standard"
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = ALL_LINEAR
+    modules_to_save: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Turn lists into tuples and refuse what could not be trained."""
+        for name in ("targets", "modules_to_save"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                value = value if (name, value) == ("targets", ALL_LINEAR) else (value,)
+            object.__setattr__(self, name, value if isinstance(value, str) else tuple(value))
+        self._check_numbers()
+        self._check_factors()
+
+    def _check_numbers(self) -> None:
+        problems: list[str] = []
+        if type(self.rank) is not int or self.rank < 1:
+            problems.append(f"rank={self.rank!r} must be a whole number of at least 1")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            problems.append(f"alpha={self.alpha!r} must be above 0, or None for twice the rank")
+        if self.scaling not in get_args(ScalingRule):
+            problems.append(f"scaling={self.scaling!r} must be one of {', '.join(get_args(ScalingRule))}")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout={self.dropout!r} must lie in [0, 1)")
+        if not self.targets or not all(self.targets):
+            problems.append(f"targets={self.targets!r} must be 'all-linear' or endings of module names")
+        if type(self.seed) is not int or self.seed < 0:
+            problems.append(f"seed={self.seed!r} must be a whole number of at least 0")
+        refuse_values(problems)
+
+    def _check_factors(self) -> None:
+        if self.A.starts_at_zero and self.B.starts_at_zero:
+            raise BothZeroError(
+                "A and B both start at zero: each one's gradient is a product with the other, so nothing could ever"
+                " learn. Give one of them another init, for instance A=FactorSpec(init='orthonormal')."
+            )
+        if not (self.A.trainable or self.B.trainable):
+            raise BothFrozenError("A and B are both frozen: nothing is trained. Set trainable=True on one of them.")
+        for name, factor, other in (("A", self.A, self.B), ("B", self.B, self.A)):
+            if factor.starts_at_zero and not factor.trainable:
+                raise BothFrozenError(
+                    f"{name} is frozen at zero, so B*A stays zero and no gradient reaches the other factor. Train"
+                    f" {name}, or start it from another init ({other.init} is what the other factor has)."
+                )
+        if not (self.A.starts_at_zero or self.B.starts_at_zero):
+            raise NonZeroStartError(
+                f"A ({self.A.init}) and B ({self.B.init}) both start non-zero, so B*A would change the model before the"
+                " first step. Start one of them with init='zeros'."
+            )
+
+    @property
+    def effective_alpha(self) -> float:
+        """Alpha as a number: the given one, or twice the rank."""
+        return float(2 * self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def scaling_factor(self) -> float:
+        """The whole multiplier ``s`` on ``B*A``."""
+        divisor = self.rank if self.scaling == "standard" else math.sqrt(self.rank)
+        return self.effective_alpha / divisor
+
+    @classmethod
+    def lora(cls, **fields: Unpack[AdapterFields]) -> AdapterSpec:
+        """Return LoRA as PEFT starts it: Kaiming-uniform ``A`` (variance 1/(3 in)), zero ``B``, both trained."""
+        return cls._preset("lora", fields)
+
+    @classmethod
+    def init_a(cls, **fields: Unpack[AdapterFields]) -> AdapterSpec:
+        """Return Init[A] of Hayou et al. 2024: Gaussian ``A`` of variance 1/in, zero ``B``, both trained."""
+        return cls._preset("init_a", fields)
+
+    @classmethod
+    def init_b(cls, **fields: Unpack[AdapterFields]) -> AdapterSpec:
+        """Return Init[B] of Hayou et al. 2024: zero ``A``, Gaussian ``B`` of variance 1/rank, both trained."""
+        return cls._preset("init_b", fields)
+
+    @classmethod
+    def b_only(cls, **fields: Unpack[AdapterFields]) -> AdapterSpec:
+        """Return ``B``-only of Zhu et al. 2024: frozen ``A`` with orthonormal rows, zero ``B``, ``B`` trained."""
+        return cls._preset("b_only", fields)
+
+    @classmethod
+    def a_only(cls, **fields: Unpack[AdapterFields]) -> AdapterSpec:
+        """Return the mirror of ``B``-only: zero ``A``, trained; frozen ``B`` with orthonormal columns."""
+        return cls._preset("a_only", fields)
+
+    @classmethod
+    def _preset(cls, name: str, fields: Mapping[str, Any]) -> AdapterSpec:
+        refuse_unknown_fields(cls, fields)
+        return cls(**cast(Any, {**PRESETS[name], **fields}))
+
+    @classmethod
+    def parse(cls, text: str, **fields: Unpack[AdapterFields]) -> AdapterSpec:
+        """Return the spec that a preset name or the shorthand of Zhu et al. stands for.
+
+        Args:
+            text: A preset (``b_only``) or two halves in either order, each ``A`` or ``B``, with ``h`` (hat) before it
+                if it is trained, and its start: ``hB_zero_A_rand``.
+            **fields: The other fields of the spec.
+
+        Returns:
+            The spec.
+
+        Raises:
+            UnknownNameError: ``text`` is neither; the known names and words are listed.
+
+        Source:
+            Zhu et al. 2024, "Asymmetry in Low-Rank Adapters of Foundation Models", strategy names. Their released
+            parser reads only the order B first and silently runs the other arm for ``A_rand_hB_zero``.
+        """
+        refuse_unknown_fields(cls, fields)
+        return cls(**cast(Any, {**factors_named(text), **fields}))
+
+    @classmethod
+    def from_peft(cls, config: object) -> AdapterSpec:
+        """Return the spec of a PEFT `LoraConfig`, or of the mapping that an ``adapter_config.json`` holds.
+
+        PEFT trains both factors; nothing in its configuration says otherwise.
+
+        Args:
+            config: A `LoraConfig`, or a mapping with its keys.
+
+        Returns:
+            The spec, with both factors trained.
+
+        Raises:
+            SpecError: The configuration asks for something that this library cannot honour; every such key is named.
+        """
+        given = cast(Any, config)
+        values = cast("dict[str, Any]", dict(given.to_dict() if hasattr(given, "to_dict") else given))
+        _refuse_peft_variants(values)
+        targets = cast("str | list[str]", values["target_modules"])
+        return cls.lora(
+            rank=values.get("r", 8),
+            alpha=float(values.get("lora_alpha", 8)),
+            scaling="rank_stabilized" if values.get("use_rslora") else "standard",
+            dropout=float(values.get("lora_dropout", 0.0)),
+            targets=targets if isinstance(targets, str) else tuple(sorted(targets)),
+            modules_to_save=tuple(sorted(values.get("modules_to_save") or ())),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as nested plain values, the inverse of `from_dict`."""
+        return to_mapping(self)
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> AdapterSpec:
+        """Build the spec from nested plain values; unknown keys are refused by name.
+
+        Args:
+            mapping: Fields by name, as `to_dict` gives them.
+
+        Returns:
+            The spec.
+        """
+        return from_mapping(cls, mapping, where="adapter")
+
+
+PRESETS: dict[str, dict[str, FactorSpec]] = {
+    "lora": {"A": FactorSpec(init="kaiming_uniform"), "B": FactorSpec(init="zeros")},
+    "init_a": {"A": FactorSpec(init="gaussian"), "B": FactorSpec(init="zeros")},
+    "init_b": {"A": FactorSpec(init="zeros"), "B": FactorSpec(init="gaussian")},
+    "b_only": {"A": FactorSpec(init="orthonormal", trainable=False), "B": FactorSpec(init="zeros")},
+    "a_only": {"A": FactorSpec(init="zeros"), "B": FactorSpec(init="orthonormal", trainable=False)},
+}
+
+SHORTHAND: dict[str, InitName] = {
+    "zero": "zeros",
+    "0": "zeros",
+    "rand": "orthonormal",
+    "orth": "orthonormal",
+    "km": "kaiming_uniform",
+    "he": "kaiming_uniform",
+    "gauss": "gaussian",
+}
+"""Words of the papers' strategy names, and the init each stands for."""
+
+
+def factors_named(text: str) -> dict[str, FactorSpec]:
+    """Return the two factors that a preset name or a shorthand stands for, as ``{"A": ..., "B": ...}``.
+
+    Args:
+        text: As for `AdapterSpec.parse`.
+
+    Returns:
+        Both factors.
+
+    Raises:
+        UnknownNameError: ``text`` is neither a preset nor a shorthand.
+    """
+    if text in PRESETS:
+        return dict(PRESETS[text])
+    halves = re.fullmatch(r"(h?)([AB])_([A-Za-z0-9]+)_(h?)([AB])_([A-Za-z0-9]+)", text)
+    if not halves or halves[2] == halves[5]:
+        raise UnknownNameError(
+            f"{text!r} names no adapter.{nearest(text, PRESETS)} Presets: {', '.join(PRESETS)}. Or two halves in either"
+            " order, h before the trained one, like hB_zero_A_rand."
+        )
+    factors: dict[str, FactorSpec] = {}
+    for hat, letter, word in (halves.group(1, 2, 3), halves.group(4, 5, 6)):
+        if word not in SHORTHAND:
+            raise UnknownNameError(
+                f"{word!r} in {text!r} names no start.{nearest(word, SHORTHAND)} Known words: {', '.join(SHORTHAND)}."
+            )
+        factors[letter] = FactorSpec(init=SHORTHAND[word], trainable=bool(hat))
+    return factors
+
+
+_PEFT_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA", None),
+    "bias": ("none", None),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "init_lora_weights": (True,),
+    "fan_in_fan_out": (False, None),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "exclude_modules": (None, []),
+    "layers_to_transform": (None, []),
+    "layers_pattern": (None, []),
+    "layer_replication": (None, []),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
+    "corda_config": (None,),
+    "eva_config": (None,),
+    "kasa_config": (None,),
+    "lora_ga_config": (None,),
+    "monteclora_config": (None,),
+    "velora_config": (None,),
+    "megatron_config": (None,),
+    "loftq_config": (None, {}),
+}
+"""Keys of a PEFT config that change what is computed, and the values that mean plain LoRA."""
+
+
+def _refuse_peft_variants(values: Mapping[str, Any]) -> None:
+    problems = [
+        f"{key}={values[key]!r}"
+        for key, plain in _PEFT_PLAIN.items()
+        if key in values and getattr(values[key], "value", values[key]) not in plain
+    ]
+    targets = values.get("target_modules")
+    if targets is None or (isinstance(targets, str) and targets != ALL_LINEAR):
+        problems.append(f"target_modules={targets!r} (a list of names or 'all-linear' is needed)")
+    if problems:
+        raise SpecError(
+            f"This PEFT config is not plain LoRA as asymlora can run it: {', '.join(problems)}. Change these keys, or"
+            " train the variant with PEFT."
+        )

@@ -1,0 +1,141 @@
+"""Which modules of a model an adapter goes to, and what to say when none fits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from torch import nn
+
+from asymlora.errors import AttachError, NoTargetError, RankError
+from asymlora.spec import ALL_LINEAR, AdapterSpec
+
+
+def ends_with(name: str, ending: str) -> bool:
+    """Whether a module path is ``ending`` or ends in ``.ending`` (PEFT's rule for a list of targets).
+
+    Example:
+        >>> ends_with("encoder.layer.0.query", "query"), ends_with("encoder.subquery", "query")
+        (True, False)
+    """
+    return name == ending or name.endswith("." + ending)
+
+
+def match_saved_modules(model: nn.Module, endings: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths of the modules that are trained in full.
+
+    Args:
+        model: The model.
+        endings: Endings of module paths.
+
+    Returns:
+        The outermost matching paths.
+
+    Raises:
+        NoTargetError: An ending matches nothing, or only modules without parameters.
+    """
+    paths: list[str] = []
+    missing: list[str] = []
+    named = {name: module for name, module in model.named_modules() if name}
+    for ending in endings:
+        matching = [n for n, m in named.items() if ends_with(n, ending) and any(True for _ in m.parameters())]
+        paths += [n for n in matching if n not in paths]
+        if not matching:
+            missing.append(ending)
+    if missing:
+        owners = [n for n, m in model.named_children() if any(True for _ in m.parameters())]
+        raise NoTargetError(
+            f"modules_to_save={tuple(missing)} matches no module with parameters. Modules here: {', '.join(owners)}."
+        )
+    return tuple(n for n in paths if not any(n.startswith(other + ".") for other in paths))
+
+
+def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> dict[str, nn.Linear]:
+    """Return the layers that the adapter goes to, by path, all checked.
+
+    Args:
+        model: The model.
+        spec: The adapter.
+        saved: Paths of the modules trained in full; their inside takes no adapter.
+
+    Returns:
+        Base layers by path, in the model's order.
+
+    Raises:
+        NoTargetError: A target matches no layer that can take an adapter.
+        AttachError: A target is a layer that cannot take an adapter, or is used in several places.
+    """
+    possible = _adaptable(model, saved)
+    if spec.targets == ALL_LINEAR:
+        head = _output_head(model)
+        chosen = {name: layer for name, layer in possible.items() if layer is not head}
+        missing = () if chosen else (ALL_LINEAR,)
+    else:
+        chosen = {n: m for n, m in possible.items() if any(ends_with(n, t) for t in spec.targets)}
+        missing = tuple(t for t in spec.targets if not any(ends_with(n, t) for n in possible))
+    if missing:
+        endings = sorted({name.rpartition(".")[2] for name in possible})
+        can = f"Layers here that can take an adapter end in: {', '.join(endings)}."
+        if not endings:
+            can = "No layer here can take an adapter: only nn.Linear can, outside of nn.MultiheadAttention."
+        reasons = _why_not(model, missing, possible)
+        raise NoTargetError(f"no layer matches targets={missing}. {reasons}{can}")
+    _refuse_shared(model, chosen)
+    _refuse_rank(chosen, spec.rank)
+    return chosen
+
+
+def _adaptable(model: nn.Module, saved: Sequence[str]) -> dict[str, nn.Linear]:
+    # nn.MultiheadAttention reads its out_proj's weight and never calls it: an adapter there would do nothing.
+    deaf = {id(m) for owner in model.modules() if isinstance(owner, nn.MultiheadAttention) for m in owner.modules()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name
+        and isinstance(module, nn.Linear)
+        and id(module) not in deaf
+        and not any(name == path or name.startswith(path + ".") for path in saved)
+    }
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    try:
+        head = getter() if callable(getter) else None
+    except NotImplementedError:
+        head = None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _why_not(model: nn.Module, missing: Sequence[str], possible: dict[str, nn.Linear]) -> str:
+    kinds = {
+        f"{name!r} is a {type(module).__name__}"
+        for name, module in model.named_modules()
+        if name not in possible and any(ends_with(name, target) for target in missing)
+    }
+    shown = sorted(kinds)[:3]
+    return f"{'; '.join(shown)}{' and more' if len(kinds) > 3 else ''}, which cannot take an adapter. " if kinds else ""
+
+
+def _refuse_shared(model: nn.Module, chosen: dict[str, nn.Linear]) -> None:
+    places: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        places[id(module)].append(name)
+    shared = [places[id(layer)] for layer in chosen.values() if len(places[id(layer)]) > 1]
+    if shared:
+        listed = "; ".join(" = ".join(names) for names in shared)
+        raise AttachError(
+            f"One layer stands in several places ({listed}); an adapter would reach only one of them. Give each place"
+            " its own layer, or leave these out of targets."
+        )
+
+
+def _refuse_rank(chosen: dict[str, nn.Linear], rank: int) -> None:
+    small = {n: m for n, m in chosen.items() if rank > min(m.in_features, m.out_features)}
+    if small:
+        listed = ", ".join(f"{n} ({m.in_features} -> {m.out_features})" for n, m in list(small.items())[:3])
+        largest = min(min(m.in_features, m.out_features) for m in chosen.values())
+        raise RankError(
+            f"rank={rank} is larger than {len(small)} of {len(chosen)} layers allow: {listed}. The largest rank for"
+            f" these targets is {largest}; lower the rank or leave these layers out of targets."
+        )

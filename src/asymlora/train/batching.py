@@ -1,0 +1,50 @@
+"""The order in which training texts are seen: batches of similar length, shuffled, the same in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+_BATCHES_PER_POOL = 50
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Indices such that consecutive ``batch_size`` of them have similar lengths, in an order of its own each epoch.
+
+    The rows are shuffled, cut into pools of 50 batches, sorted by length within a pool, and the batches of all pools
+    shuffled. The order depends on the seed and the epoch only, so a resumed run sees what the first would have seen.
+    (The sampler of transformers draws from the global generator, and leaves each pool running from long to short.)
+
+    Args:
+        lengths: Length of each row, in tokens.
+        batch_size: Rows per batch.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; called by the Trainer at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        full = len(order) - len(order) % self.batch_size
+        pool = _BATCHES_PER_POOL * self.batch_size
+        batches: list[list[int]] = []
+        for start in range(0, full, pool):
+            rows = sorted(order[start : min(start + pool, full)], key=lambda i: -self.lengths[i])
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[i]
+        yield from order[full:]

@@ -1,0 +1,90 @@
+"""What a run says and writes down while it trains."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from asymlora.train.run_folder import RunFolder
+
+
+class Observer(Protocol):
+    """Who is told how a run goes on: a terminal, a notebook, a log."""
+
+    def stage(self, text: str) -> None:
+        """Take note of a stage of the run that begins, or of what one found."""
+        ...
+
+    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+        """Take note of a step done; ``values`` are the newest measurements by name."""
+        ...
+
+
+class Silent:
+    """An observer that does nothing."""
+
+    def stage(self, text: str) -> None:
+        """Do nothing."""
+
+    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+        """Do nothing."""
+
+
+class Recorder(TrainerCallback):
+    """Writes records and tells the observer.
+
+    Args:
+        folder: Where records go.
+        observer: Who is told.
+        seconds_before: Seconds that an interrupted run had trained before this one.
+    """
+
+    def __init__(self, folder: RunFolder, observer: Observer, *, seconds_before: float = 0.0) -> None:
+        self.folder = folder
+        self.observer = observer
+        self.seconds_before = seconds_before
+        self.rates: dict[str, float] = {}
+        self.values: dict[str, float] = {}
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, evaluation included, interrupted parts included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Keep the rates that this step uses; the Trainer's own log knows the first group's only."""
+        self.rates = {f"lr_{group['name']}": group["lr"] for group in given["optimizer"].param_groups}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Tell the observer."""
+        self.observer.progress(state.global_step, state.max_steps, self.values)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Write a training record."""
+        if logs and "loss" in logs:
+            self.values["loss"] = logs["loss"]
+            row = {key: logs[key] for key in ("loss", "grad_norm") if key in logs}
+            self._record("train", state.global_step, {**row, **self.rates})
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        """Write a validation record."""
+        row = {key.removeprefix("eval_"): metrics[key] for key in ("eval_loss", "eval_accuracy") if key in metrics}
+        self.values["validation"] = row["accuracy"]
+        self._record("validation", state.global_step, row)
+        self.observer.progress(state.global_step, state.max_steps, self.values)
+
+    def _record(self, split: str, step: int, row: dict[str, float]) -> None:
+        self.folder.record({"split": split, "step": step, **row, "wall_s": round(self.seconds, 3)})

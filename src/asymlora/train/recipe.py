@@ -1,0 +1,220 @@
+"""All of one run as frozen dataclasses, as YAML, and as the command line's options. No torch in here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from asymlora.errors import DataNotFoundError, MissingPackageError, SpecError
+from asymlora.schema import answers_wrong_names, from_mapping, refuse_values, to_mapping
+from asymlora.spec import AdapterSpec, factors_named
+from asymlora.tasks.inputs import DataRecipe, ModelRecipe
+
+
+@answers_wrong_names
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """How the adapter is trained.
+
+    Attributes:
+        steps: Optimizer steps, at least 1.
+        batch_size: Texts per forward pass, at least 1.
+        gradient_accumulation: Forward passes per optimizer step, at least 1.
+        lr: Learning rate per step. Default: ours, for ``B``-only over an orthonormal ``A`` (docs/first-run.md).
+        lr_A: Absolute rate of ``A``; None: ``lr`` times the factor's ``lr_ratio``.
+        lr_B: Absolute rate of ``B``; None: ``lr`` times the factor's ``lr_ratio``.
+        lr_head: Rate of the head; None: ``lr``.
+        weight_decay: AdamW's decay of factors and head matrices; vectors get none.
+        schedule: Course of the rate after the warm-up.
+        warmup_fraction: Share of the steps over which the rate rises from 0, in [0, 1).
+        max_grad_norm: Gradients are scaled down to this norm; 0 is no limit.
+        head_start: Start of the head: ``probe``: fitted on the frozen model's features; ``random``.
+        evaluate_every: Steps between two scores on the validation part, each with a checkpoint.
+        keep_checkpoints: Checkpoints kept while the run goes on, besides the best; at least 1.
+        seed: Seed of the head, the order of the texts and the dropout.
+    """
+
+    steps: int = 250
+    batch_size: int = 32
+    gradient_accumulation: int = 1
+    lr: float = 2e-3
+    lr_A: float | None = None
+    lr_B: float | None = None
+    lr_head: float | None = None
+    weight_decay: float = 0.0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: float = 0.06
+    max_grad_norm: float = 1.0
+    head_start: Literal["probe", "random"] = "probe"
+    evaluate_every: int = 50
+    keep_checkpoints: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            SpecError: A number is out of range.
+        """
+        problems: list[str] = []
+        for name in ("steps", "batch_size", "gradient_accumulation", "evaluate_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                problems.append(f"train.{name}={getattr(self, name)} must be at least 1")
+        for name in ("lr", "lr_A", "lr_B", "lr_head"):
+            rate = getattr(self, name)
+            if rate is not None and not (math.isfinite(rate) and rate > 0):
+                problems.append(f"train.{name}={rate} must be a number above 0")
+        for name in ("weight_decay", "max_grad_norm", "seed"):
+            if not getattr(self, name) >= 0:
+                problems.append(f"train.{name}={getattr(self, name)} must be at least 0")
+        if not 0 <= self.warmup_fraction < 1:
+            problems.append(f"train.warmup_fraction={self.warmup_fraction} must lie in [0, 1)")
+        refuse_values(problems)
+
+
+@answers_wrong_names
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All of one run. The default is the embedded first run.
+
+    Attributes:
+        task: What is trained.
+        model: The pretrained model.
+        data: The labelled texts.
+        adapter: The adapter. In YAML also a preset's name (``b_only``) or a shorthand (``hB_zero_A_rand``), or a
+            mapping with the key ``preset``.
+        train: How it is trained.
+    """
+
+    task: Literal["text_classification"] = "text_classification"
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+
+    def __post_init__(self) -> None:
+        """Check what concerns several parts.
+
+        Raises:
+            SpecError: An absolute rate is given for a factor that is not trained.
+        """
+        frozen = [name for name in ("A", "B") if not getattr(self.adapter, name).trainable]
+        given = [name for name in frozen if getattr(self.train, f"lr_{name}") is not None]
+        refuse_values([f"train.lr_{name} is given, but {name} is frozen" for name in given])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values, the inverse of `from_dict`."""
+        return to_mapping(self)
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Recipe:
+        """Build a recipe from nested plain values; what is left out keeps its default, down to single fields.
+
+        Args:
+            mapping: Fields by name; ``adapter`` may be text, or hold the key ``preset``.
+
+        Returns:
+            The recipe.
+        """
+        given = dict(mapping)
+        base = cls().to_dict()
+        if "adapter" in given:
+            base["adapter"], given["adapter"] = _adapter_base(given["adapter"], base["adapter"])
+        return from_mapping(cls, merged(base, given))
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """Read a recipe from YAML.
+
+        Args:
+            path: The file.
+            overrides: Nested values that win over the file's.
+
+        Returns:
+            The recipe.
+        """
+        return cls.from_dict(merged(read_yaml(Path(path)), overrides or {}))
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML, every field written out."""
+        return _yaml().safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``over``, mapping by mapping.
+
+    Example:
+        >>> merged({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}, "b": 4})
+        {'a': {'x': 1, 'y': 3}, 'b': 4}
+    """
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        result[key] = merged(cast("Mapping[str, Any]", below), value) if both else value
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content; an empty file is an empty mapping.
+
+    Raises:
+        DataNotFoundError: The file is not there.
+        SpecError: It is no YAML, or no mapping.
+    """
+    yaml = _yaml()
+    if not path.is_file():
+        raise DataNotFoundError(f"There is no recipe at {path}. Give a YAML file, or none for the embedded default.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SpecError(f"{path} holds {type(content).__name__}; a mapping of recipe keys is needed.")
+    return content
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
+    """Return the dotted keys whose values differ, with both values.
+
+    Example:
+        >>> differing_keys({"a": {"x": 1}}, {"a": {"x": 2}})
+        ['a.x: 1 / 2']
+    """
+    differing: list[str] = []
+    for key in one.keys() | other.keys():
+        mine, theirs = one.get(key), other.get(key)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            differing += differing_keys(mine, theirs, f"{where}{key}.")
+        elif mine != theirs:
+            differing.append(f"{where}{key}: {mine!r} / {theirs!r}")
+    return sorted(differing)
+
+
+def _adapter_base(given: Any, default: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    if isinstance(given, str):
+        given = {"preset": given}
+    if not isinstance(given, Mapping) or "preset" not in given:
+        return default, given
+    rest = {key: value for key, value in given.items() if key != "preset"}
+    factors = {letter: to_mapping(factor) for letter, factor in factors_named(str(given["preset"])).items()}
+    return {**default, **factors}, rest
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise MissingPackageError("Recipes need PyYAML. Install it with: pip install 'asymlora[train]'") from None
+    return yaml

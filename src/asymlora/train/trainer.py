@@ -1,0 +1,191 @@
+"""The Hugging Face Trainer, subclassed once and thinly: factor-aware groups, adapter checkpoints, a stop on NaN."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from asymlora.atomic import STAGING_PREFIX, publish_folder, remove_folder
+from asymlora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, fill, read_adapter, save_adapter
+from asymlora.errors import AdapterFileError, DivergedError
+from asymlora.optim import param_groups
+from asymlora.site_view import find_attached
+from asymlora.train.batching import LengthGroupedSampler
+
+_STATE_FILE = "trainer_state.json"
+_NEEDED = (CONFIG_FILE, WEIGHTS_FILE, "optimizer.pt", "scheduler.pt", _STATE_FILE)
+
+
+class AdapterTrainer(Trainer):
+    """A `Trainer` for models that carry an asymlora adapter.
+
+    What differs, and why (read in the source of transformers 5.23):
+
+    * The optimizer gets `param_groups`: the stock groups know no factors.
+    * A checkpoint holds the adapter, the modules trained beside it and the optimizer's state. It is written to a
+      staging folder and renamed; the stock one writes the whole model, in place.
+    * A loss or weight that is not finite stops the run before it reaches a checkpoint; the stock loop averages it away.
+    * A quantised base passes the Trainer's refusal, because its adapters are what is trained.
+
+    Args:
+        model: An attached model.
+        args: As for the `Trainer`; ``learning_rate`` and ``weight_decay`` are those of `param_groups`.
+        rates: Absolute rates, ``lr_A``, ``lr_B``, ``lr_head``; None for the default of `param_groups`.
+        lengths: Tokens of each training row, for batches of similar length; None for the Trainer's own order.
+        keep_checkpoints: Checkpoints kept besides the best.
+        **others: As for the `Trainer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        rates: Mapping[str, float | None] | None = None,
+        lengths: list[int] | None = None,
+        keep_checkpoints: int = 1,
+        **others: Any,
+    ) -> None:
+        self.network = model
+        self.rates = dict(rates or {})
+        self.lengths = lengths
+        self.keep_checkpoints = keep_checkpoints
+        self._staging: Path | None = None
+        # The flag by which the Trainer knows that a quantised model has adapters on it.
+        unmarked = find_attached(model) is not None and not getattr(model, "_hf_peft_config_loaded", False)
+        try:
+            if unmarked:
+                model.__dict__["_hf_peft_config_loaded"] = True
+            super().__init__(model=model, args=args, **others)
+        finally:
+            if unmarked:
+                del model.__dict__["_hf_peft_config_loaded"]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer over named groups, one for each factor and kind."""
+        if self.optimizer is None:
+            wrapped = self.network if model is None else model
+            groups = param_groups(
+                wrapped, lr=self.args.learning_rate, weight_decay=self.args.weight_decay, **self.rates
+            )
+            chosen, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = chosen(groups, **options)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+        if self.lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedSampler(self.lengths, batch_size=together, seed=seed)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Do one forward and backward pass.
+
+        Args:
+            model: The model, possibly wrapped.
+            inputs: One batch.
+            num_items_in_batch: As for the `Trainer`.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            DivergedError: The loss is not finite; the weights are still those of the step before.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss).all():
+            raise DivergedError(self._diverged(f"The loss is {loss.item()}"))
+        return loss
+
+    def _diverged(self, what: str) -> str:
+        groups = self.optimizer.param_groups if self.optimizer else []
+        rates = ", ".join(f"{g.get('name', 'lr')} {g['lr']:.3g}" for g in groups)
+        good = last_checkpoint(Path(str(self.args.output_dir)))
+        kept = f"The last good checkpoint is {good}." if good else "No checkpoint was written yet."
+        return (
+            f"{what} at step {self.state.global_step + 1}, with the learning rates {rates}. {kept} Lower train.lr (a"
+            " third is a fair next try), or look at the data of this step."
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            save_adapter(self.network, output_dir or str(self.args.output_dir))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        bad = [n for n, p in self.network.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+        if bad:
+            raise DivergedError(self._diverged(f"{bad[0]} (and {len(bad) - 1} more) holds NaN or infinity"))
+        final = Path(super()._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._staging = final / f"{STAGING_PREFIX}{name}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(self._staging / name, final / name)
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+
+    def _publish(self, staged: Path, final: Path) -> None:
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(staged / _STATE_FILE))
+        if final.exists():
+            remove_folder(final)
+        publish_folder(staged, final)
+        kept = sorted(checkpoints(final.parent), key=step_of)[-self.keep_checkpoints :]
+        for old in checkpoints(final.parent):
+            if old not in kept and step_of(old) != self.state.best_global_step:
+                remove_folder(old)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        fill(self.network if model is None else model, read_adapter(resume_from_checkpoint))
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        trained = super()._init_training_state(*args, **kwargs)
+        # The path in the file is that of the run when it was written; the folder may have moved since.
+        best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        return trained
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        fill(self.network, read_adapter(self.state.best_model_checkpoint))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoint folders in ``folder``, whole or not."""
+    return [f for f in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if re.fullmatch(r".*-\d+", f.name) and f.is_dir()]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint in ``folder`` that is complete and loads, or None."""
+    for checkpoint in sorted(checkpoints(folder), key=step_of, reverse=True):
+        files = [checkpoint / name for name in _NEEDED]
+        if not all(f.is_file() and f.stat().st_size for f in files) or not any(checkpoint.glob("rng_state*.pth")):
+            continue
+        try:
+            read_adapter(checkpoint)
+        except AdapterFileError:
+            continue
+        return checkpoint
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint was written at."""
+    return int(checkpoint.name.rpartition("-")[2])
