@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -30,6 +31,7 @@ from asymlora.tasks.sources import find_model, load_table
 from asymlora.tasks.splits import Part, divide
 
 FEATURE_BATCH = 64
+Done = Callable[[int], None]
 PARTS = ("train", "validation", "test")
 
 
@@ -204,7 +206,7 @@ def load_classifier(
         "label2id": {label: i for i, label in enumerate(label_names)},
     }
     by_mean = model.pooling == "mean" or (model.pooling == "auto" and folder is not None and is_pooled_by_mean(folder))
-    options: dict[str, Any] = {} if folder else {"revision": model.revision or "main"}
+    options: dict[str, Any] = {"local_files_only": True} if folder else {"revision": model.revision or "main"}
     try:
         config = AutoConfig.from_pretrained(where, **labels, **options)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
@@ -235,10 +237,76 @@ def _without_extra(given: nn.Module, wanted: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in given.state_dict().items() if key in keys}
 
 
+POOLING, HEAD = "1_Pooling", "2_Dense"
+
+
+def save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_tokens: int) -> None:
+    """Write a classifier without an adapter as a folder that loads without asymlora.
+
+    A mean-pooled one is written as its encoder, in the class that transformers has for it, with pooling and head beside
+    it in the layout of sentence-transformers: a whole `MeanPooledClassifier` under the encoder's ``model_type`` would
+    be read by ``AutoModel`` with random weights.
+
+    Args:
+        model: The classifier.
+        tokenizer: Its tokenizer.
+        folder: An existing, empty folder.
+        max_tokens: Longer texts are cut; kept with the tokenizer.
+    """
+    tokenizer.model_max_length = max_tokens
+    tokenizer.save_pretrained(folder)
+    if not isinstance(model, MeanPooledClassifier):
+        model.save_pretrained(folder)
+        return
+    model.encoder.config.update({key: getattr(model.config, key) for key in ("id2label", "label2id")})
+    model.encoder.save_pretrained(folder)
+    width, labels = model.classifier.in_features, model.classifier.out_features
+    steps = [("", "Transformer"), (POOLING, "Pooling"), (HEAD, "Dense")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(steps)
+    ]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    head = {
+        "in_features": width,
+        "out_features": labels,
+        "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+    for name, settings in ((POOLING, pooling), (HEAD, head)):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    weights = {f"linear.{name}": value.contiguous() for name, value in model.classifier.state_dict().items()}
+    save_file(weights, folder / HEAD / "model.safetensors")
+
+
+def load_plain(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...], int]:
+    """Load what `save_plain` wrote.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The classifier, its tokenizer, its labels by index, and the length at which texts are cut, in tokens.
+
+    Raises:
+        DataNotFoundError: The folder holds a model without a head.
+    """
+    labels = tuple(dict(sorted((AutoConfig.from_pretrained(folder).id2label or {}).items())).values())
+    model, tokenizer = load_classifier(ModelRecipe(name=str(folder)), label_names=labels)
+    if isinstance(model, MeanPooledClassifier):
+        if not (folder / HEAD / "model.safetensors").is_file():
+            raise DataNotFoundError(f"The model in {folder} has no head ({HEAD}). Give a run, or what merge wrote.")
+        weights = load_file(folder / HEAD / "model.safetensors")
+        model.classifier.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
+    return model, tokenizer, labels, tokenizer.model_max_length
+
+
 def is_pooled_by_mean(folder: Path) -> bool:
     """Whether a folder in the layout of sentence-transformers says that its model is read through the mean."""
     try:
-        settings = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / POOLING / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(settings.get("pooling_mode_mean_tokens"))
@@ -252,23 +320,25 @@ def head_of(model: PreTrainedModel) -> str:
     return heads[0]
 
 
-def pooled_features(model: PreTrainedModel, items: TokenizedTexts, collator: DataCollatorWithPadding) -> np.ndarray:
+def pooled_features(
+    model: PreTrainedModel, items: TokenizedTexts, collator: DataCollatorWithPadding, *, done: Done | None = None
+) -> np.ndarray:
     """Return the mean token features of the base model, in the order of the items.
 
     Args:
         model: A classifier.
         items: Texts.
         collator: Pads a batch.
+        done: Called after each batch with its number of texts.
 
     Returns:
         Shape ``(texts, width)``, float32.
     """
-    return _over_batches(
-        model,
-        items,
-        collator,
-        lambda batch: mean_over_tokens(model.base_model(**batch).last_hidden_state, batch["attention_mask"]),
-    )
+
+    def mean_features(batch: dict[str, Tensor]) -> Tensor:
+        return mean_over_tokens(model.base_model(**batch).last_hidden_state, batch["attention_mask"])
+
+    return _over_batches(model, items, collator, mean_features, done)
 
 
 def predict_logits(model: PreTrainedModel, items: TokenizedTexts, collator: DataCollatorWithPadding) -> np.ndarray:
@@ -282,7 +352,7 @@ def predict_logits(model: PreTrainedModel, items: TokenizedTexts, collator: Data
     Returns:
         Shape ``(texts, labels)``, float32.
     """
-    return _over_batches(model, items, collator, lambda batch: model(**batch).logits)
+    return _over_batches(model, items, collator, lambda batch: model(**batch).logits, None)
 
 
 def _over_batches(
@@ -290,6 +360,7 @@ def _over_batches(
     items: TokenizedTexts,
     collator: DataCollatorWithPadding,
     output: Callable[[dict[str, Tensor]], Tensor],
+    done: Done | None,
 ) -> np.ndarray:
     model.eval()
     rows: list[Tensor] = []
@@ -298,6 +369,8 @@ def _over_batches(
         batch = {key: value.to(model.device) for key, value in collator(chunk).items() if key != "labels"}
         with torch.inference_mode():
             rows.append(output(batch).float().cpu())
+        if done is not None:
+            done(len(chunk))
     return torch.cat(rows).numpy()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -13,22 +14,29 @@ from asymlora.train.run_folder import RunFolder
 class Observer(Protocol):
     """Who is told how a run goes on: a terminal, a notebook, a log."""
 
+    def begun(self, folder: str) -> None:
+        """Take note of the run's folder, from which it can be resumed."""
+        ...
+
     def stage(self, text: str) -> None:
         """Take note of a stage of the run that begins, or of what one found."""
         ...
 
-    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
-        """Take note of a step done; ``values`` are the newest measurements by name."""
+    def progress(self, what: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        """Take note of how far ``what`` is; ``values`` are the newest measurements by name."""
         ...
 
 
 class Silent:
     """An observer that does nothing."""
 
+    def begun(self, folder: str) -> None:
+        """Do nothing."""
+
     def stage(self, text: str) -> None:
         """Do nothing."""
 
-    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+    def progress(self, what: str, done: int, total: int, values: Mapping[str, float]) -> None:
         """Do nothing."""
 
 
@@ -66,7 +74,7 @@ class Recorder(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Tell the observer."""
-        self.observer.progress(state.global_step, state.max_steps, self.values)
+        self.observer.progress("training", state.global_step, state.max_steps, self.values)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -84,7 +92,7 @@ class Recorder(TrainerCallback):
         row = {key.removeprefix("eval_"): metrics[key] for key in ("eval_loss", "eval_accuracy") if key in metrics}
         self.values["validation"] = row["accuracy"]
         self._record("validation", state.global_step, row)
-        self.observer.progress(state.global_step, state.max_steps, self.values)
+        self.observer.progress("training", state.global_step, state.max_steps, self.values)
 
     def _record(self, split: str, step: int, row: dict[str, float]) -> None:
         self.folder.record({"split": split, "step": step, **row, "wall_s": round(self.seconds, 3)})

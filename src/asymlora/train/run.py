@@ -52,6 +52,7 @@ class RunResult:
         best_step: The step whose adapter was kept.
         steps: Steps taken.
         trained_parameters: Values trained, the head included.
+        head_parameters: Values of the head, and of what else is trained in full.
         lora_parameters: Values that LoRA with both factors would train at the same rank and targets, head included.
         full_parameters: Values of the whole model.
         adapter_bytes: Size of the adapter's weight file.
@@ -74,6 +75,7 @@ class RunResult:
     best_step: int
     steps: int
     trained_parameters: int
+    head_parameters: int
     lora_parameters: int
     full_parameters: int
     adapter_bytes: int
@@ -139,10 +141,11 @@ def finetune(
     watcher.stage(f"Reading {recipe.data.name} and {recipe.model.name}")
     prepared = prepare(recipe.model, recipe.data, head_seed=recipe.train.seed)
     full = sum(p.numel() for p in prepared.model.parameters())
-    heads = tuple(dict.fromkeys((*recipe.adapter.modules_to_save, prepared.head)))
-    attach(prepared.model, replace(recipe.adapter, modules_to_save=heads))
+    in_full = tuple(dict.fromkeys((*recipe.adapter.modules_to_save, prepared.head)))
+    attach(prepared.model, replace(recipe.adapter, modules_to_save=in_full))
     folder.check_space(_bytes_to_write(prepared.model, recipe))
     folder.begin(recipe)
+    watcher.begun(str(folder.path))
     checkpoint = last_checkpoint(folder.checkpoints) if folder.resumes else None
     if folder.resumes:
         folder.forget_after(step_of(checkpoint) if checkpoint else -1)
@@ -160,6 +163,7 @@ def finetune(
     task_type = None if prepared.pooled_by_mean else "SEQ_CLS"
     save_adapter(prepared.model, folder.adapter, base_model=recipe.model.name, task_type=task_type)
     trained, _ = count_parameters(prepared.model)
+    heads = sum(p.numel() for module in saved_modules(prepared.model).values() for p in module.parameters())
     paired = np.array(correct) - np.array(head_alone.correct)
     result = RunResult(
         folder=str(folder.path),
@@ -174,7 +178,8 @@ def finetune(
         best_step=trainer.state.best_global_step or trainer.state.global_step,
         steps=trainer.state.global_step,
         trained_parameters=trained,
-        lora_parameters=_lora_parameters(prepared.model),
+        head_parameters=heads,
+        lora_parameters=heads + sum(site.A.numel() + site.B.numel() for site in sites(prepared.model)),
         full_parameters=full,
         adapter_bytes=(folder.adapter / WEIGHTS_FILE).stat().st_size,
         features_seconds=round(head_alone.seconds, 3),
@@ -204,8 +209,17 @@ def _head_alone(prepared: Prepared, folder: RunFolder, recipe: Recipe, watcher: 
     watcher.stage("Fitting the head alone on features of the frozen model")
     started = time.monotonic()
     parts = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
+    total, read = sum(len(items) for items in parts.values()), 0
+
+    def done(rows: int) -> None:
+        nonlocal read
+        read += rows
+        watcher.progress("features", read, total, {})
+
     with disabled(prepared.model):
-        features = {name: pooled_features(prepared.model, items, prepared.collator) for name, items in parts.items()}
+        features = {
+            name: pooled_features(prepared.model, items, prepared.collator, done=done) for name, items in parts.items()
+        }
     probe = fit_probe(
         (features["train"], prepared.train.labels),
         (features["validation"], prepared.validation.labels),
@@ -285,11 +299,6 @@ def _test(trainer: AdapterTrainer, prepared: Prepared) -> tuple[float, list[int]
     scored = trainer.predict(prepared.test)  # pyright: ignore[reportArgumentType]
     logits, labels = np.asarray(scored.predictions), prepared.test.labels
     return accuracy(logits, labels), (logits.argmax(-1) == labels).astype(int).tolist()
-
-
-def _lora_parameters(model: nn.Module) -> int:
-    heads = sum(p.numel() for m in saved_modules(model).values() for p in m.parameters())
-    return heads + sum(site.A.numel() + site.B.numel() for site in sites(model))
 
 
 def _bytes_to_write(model: nn.Module, recipe: Recipe) -> int:

@@ -1,0 +1,219 @@
+"""The command line: argument parsing only. Every option is a recipe's field."""
+
+from __future__ import annotations
+
+import re
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from asymlora import __version__
+from asymlora.errors import AsymloraError, MissingPackageError, SpecError, UnknownKeyError, nearest
+from asymlora.schema import to_mapping
+from asymlora.spec import PEFT_NAMES
+
+DESCRIPTION = "Fine-tune pretrained models with low-rank adapters, each factor under its own control."
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; None takes the process's own.
+
+    Returns:
+        The exit code: 0, 2 for a mistake that the message names, 130 after an interruption.
+    """
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except AsymloraError as error:
+        print(f"asymlora: {error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        from jsonargparse import ArgumentError, ArgumentParser
+    except ImportError:
+        raise MissingPackageError("The command line needs more packages: pip install 'asymlora[train]'") from None
+
+    parser = ArgumentParser(prog="asymlora", description=DESCRIPTION, version=__version__, exit_on_error=False)
+    commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
+    commands.add_subcommand(
+        "finetune", finetune_parser(), help="fine-tune a model; without arguments, the embedded one"
+    )
+    commands.add_subcommand("predict", _predict_parser(), help="ask a finished run, or a merged model")
+    commands.add_subcommand("merge", _merge_parser(), help="fold a run's adapter into its model and save that")
+    _refuse_unknown_options(argv)
+    try:
+        given = parser.parse_args(argv, defaults=False)
+    except ArgumentError as error:
+        raise SpecError(f"{' '.join(str(error).split())} See: asymlora --help, asymlora finetune --help.") from None
+    options = given[given["command"]].as_dict() if given.get(given["command"]) else {}
+    return {"finetune": _finetune, "predict": _predict, "merge": _merge}[given["command"]](options)
+
+
+def _finetune(options: dict[str, Any]) -> int:
+    from asymlora.train.recipe import Recipe, merged, read_yaml
+    from asymlora.train.run_folder import claim, stored_recipe
+
+    run = {key: options.pop(key, None) for key in ("output", "resume", "overwrite")}
+    file = options.pop("recipe", None)
+    resume, overwrite = bool(run["resume"]), bool(run["overwrite"])
+    if resume and not file and not options:
+        folder = claim(run["output"], resume=True, overwrite=overwrite)
+        run["output"] = folder.path
+        recipe = stored_recipe(folder.path) if folder.resumes else Recipe()
+    else:
+        content = read_yaml(_path(file)) if file else {}
+        if isinstance(content.get("adapter"), str) and "adapter" in options:
+            content["adapter"] = {"preset": content["adapter"]}
+        recipe = Recipe.from_dict(merged(content, options))
+
+    from rich.console import Console
+
+    from asymlora.report.console import RunDisplay
+    from asymlora.report.tables import closing_table
+
+    console = Console()
+    _quiet_transformers()
+    with RunDisplay(console) as display:
+        try:
+            finetune = _load("asymlora.train.run").finetune
+            result = finetune(recipe, output=run["output"], resume=resume, overwrite=overwrite, observer=display)
+        except KeyboardInterrupt:
+            where = f" --output {display.folder}" if display.folder else ""
+            print(f"\nInterrupted. Go on with: asymlora finetune{where} --resume", file=sys.stderr)
+            return EXIT_INTERRUPTED
+    console.print()
+    console.print(closing_table(result.to_dict(), to_mapping(recipe.adapter)))
+    console.print(f"\nAdapter: {result.folder}/adapter (PEFT loads it too)", highlight=False)
+    console.print(f'Next: asymlora predict {result.folder} "a text of yours"', highlight=False)
+    return 0
+
+
+def _predict(options: dict[str, Any]) -> int:
+    _quiet_transformers()
+    run = _load("asymlora.train.saved_run").load_run(options["run"])
+    for prediction in run.predict(options["text"]):
+        print(f"{prediction.label}\t{prediction.probability:.3f}\t{prediction.text}")
+    return 0
+
+
+def _merge(options: dict[str, Any]) -> int:
+    _quiet_transformers()
+    print(_load("asymlora.train.saved_run").merge_run(options["run"], options["out"]))
+    return 0
+
+
+def finetune_parser() -> Any:
+    """Return the parser of ``finetune``: one option for each field of a recipe, with its docstring as help."""
+    from jsonargparse import ArgumentParser
+
+    from asymlora.train.recipe import Recipe
+
+    parser = ArgumentParser(
+        usage="asymlora finetune [RECIPE.yaml] [--dotted.key value ...]",
+        description="Fine-tune a pretrained model with an adapter. Without arguments: the embedded model and data.",
+        exit_on_error=False,
+    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="recipe; options below win over it")
+    parser.add_argument("--output", type=str, help="folder of the run; default: a new one below runs/")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the unfinished run in --output, or the newest"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --output")
+    parser.add_argument("--adapter.preset", type=str, help="lora, init_a, init_b, b_only, a_only, or hB_zero_A_rand")
+    for name, hint, default, help_text in recipe_options(Recipe()):
+        parser.add_argument(f"--{name}", type=hint, default=default, help=help_text)
+    return parser
+
+
+def _predict_parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description="Print label, probability and text, tab-separated.", exit_on_error=False)
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run, or of a merged model")
+    parser.add_argument("text", metavar="TEXT", nargs="+", help="text to classify")
+    return parser
+
+
+def _merge_parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description="Write the model with the adapter folded in.", exit_on_error=False)
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
+    return parser
+
+
+def recipe_options(obj: Any, where: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield every field of a recipe, down to the parts: dotted name, type, default, help from the docstring.
+
+    Args:
+        obj: A dataclass instance; its values are the defaults.
+        where: Dotted path of the instance.
+
+    Yields:
+        One tuple for each field that holds a plain value.
+    """
+    helps = _attribute_docs(type(obj))
+    hints = typing.get_type_hints(type(obj))
+    for field in fields(obj):
+        value, name = getattr(obj, field.name), f"{where}{field.name}"
+        if is_dataclass(value):
+            yield from recipe_options(value, f"{name}.")
+        else:
+            # A tuple is typed as a list in brackets, or as one word.
+            hint = list[str] | str if "tuple" in str(hints[field.name]) else hints[field.name]
+            yield name, hint, value, helps[field.name]
+
+
+def _attribute_docs(cls: type) -> dict[str, str]:
+    section = (cls.__doc__ or "").partition("Attributes:")[2].split("\n    Example:")[0]
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()).replace("`", "").replace("%", "%%") for name, text in entries}
+
+
+def _refuse_unknown_options(argv: list[str]) -> None:
+    if not argv or argv[0] != "finetune":
+        return
+    from asymlora.train.recipe import Recipe
+
+    known = ["output", "resume", "overwrite", "help", "adapter.preset", *(n for n, *_ in recipe_options(Recipe()))]
+    for word in argv[1:]:
+        name = word[2:].partition("=")[0]
+        if word.startswith("--") and name and name not in known:
+            ours = PEFT_NAMES.get(name.rpartition(".")[2])
+            last = {k.rpartition(".")[2]: k for k in known}
+            meant = last.get(name.replace("-", "_").rpartition(".")[2])
+            hint = f" Did you mean '--{meant}'?" if meant else nearest(name, known).replace("mean '", "mean '--")
+            answer = f" That is PEFT's name for {ours}: --adapter.{ours.partition('=')[0]}." if ours else hint
+            raise UnknownKeyError(f"There is no option --{name}.{answer} All options: asymlora finetune --help.")
+
+
+def _path(file: str) -> Any:
+    from pathlib import Path
+
+    return Path(file)
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _load(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("asymlora"):
+            raise
+        raise MissingPackageError(f"{error.name} is not installed: pip install 'asymlora[train]'") from None
