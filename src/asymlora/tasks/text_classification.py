@@ -70,11 +70,17 @@ class MeanPooledClassifier(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)  # pyright: ignore[reportArgumentType]
 
 
-def _encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    try:
-        return AutoModel.from_config(config, add_pooling_layer=False)
-    except TypeError:
-        return AutoModel.from_config(config)
+def _encoder(config: PreTrainedConfig, where: str | None = None, **options: Any) -> PreTrainedModel:
+    # Without the layer that reads one token, where the class knows the option: nothing here would use it.
+    for without in ({"add_pooling_layer": False}, {}):
+        try:
+            if where is None:
+                return AutoModel.from_config(config, **without)
+            return AutoModel.from_pretrained(where, config=config, dtype=torch.float32, **without, **options)
+        except TypeError:
+            if not without:
+                raise
+    raise AssertionError
 
 
 def mean_over_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -212,8 +218,7 @@ def load_classifier(
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         if by_mean:
             network: PreTrainedModel = MeanPooledClassifier(config)
-            encoder = AutoModel.from_pretrained(where, config=config, dtype=torch.float32, **options)
-            network.encoder.load_state_dict(_without_extra(encoder, network.encoder))
+            network.encoder = _encoder(config, where, **options)
         else:
             network = AutoModelForSequenceClassification.from_pretrained(
                 where, config=config, dtype=torch.float32, **options
@@ -230,11 +235,6 @@ def load_classifier(
         network.config.pad_token_id = tokenizer.pad_token_id
     network.config.name_or_path = model.name
     return network.eval(), tokenizer
-
-
-def _without_extra(given: nn.Module, wanted: nn.Module) -> dict[str, Tensor]:
-    keys = wanted.state_dict().keys()
-    return {key: value for key, value in given.state_dict().items() if key in keys}
 
 
 POOLING, HEAD = "1_Pooling", "2_Dense"

@@ -1,0 +1,141 @@
+"""Tables that property tests run over: presets, and small random models of the kinds that people adapt."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+PRESET_NAMES = ("lora", "init_a", "init_b", "b_only", "a_only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCase:
+    """A small random model, the endings of its linear layers, and how it is called."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    targets: tuple[str, ...]
+    head: str
+    inputs: Callable[[], dict[str, Tensor]]
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """The model's logits on the case's fixed input."""
+        with torch.no_grad():
+            return model.eval()(**self.inputs()).logits
+
+
+def _text_inputs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 60, (3, 7), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _image_inputs() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+
+
+def _bert() -> nn.Module:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**_SMALL, num_labels=3))
+
+
+def _roberta() -> nn.Module:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    torch.manual_seed(0)
+    return RobertaForSequenceClassification(RobertaConfig(**_SMALL, num_labels=3, pad_token_id=1))
+
+
+def _llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**_SMALL, num_key_value_heads=2))
+
+
+def _gpt_neox() -> nn.Module:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**_SMALL))
+
+
+def _vit() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    shape = {key: value for key, value in _SMALL.items() if key not in ("vocab_size", "max_position_embeddings")}
+    return ViTForImageClassification(ViTConfig(**shape, image_size=16, patch_size=8, num_labels=3))
+
+
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+}
+
+MODELS = (
+    ModelCase(name="bert", build=_bert, targets=("query", "value"), head="classifier", inputs=_text_inputs),
+    ModelCase(name="roberta", build=_roberta, targets=("query", "dense"), head="classifier", inputs=_text_inputs),
+    ModelCase(name="llama", build=_llama, targets=("q_proj", "down_proj"), head="norm", inputs=_text_inputs),
+    ModelCase(
+        name="gpt_neox", build=_gpt_neox, targets=("query_key_value",), head="final_layer_norm", inputs=_text_inputs
+    ),
+    ModelCase(name="vit", build=_vit, targets=("q_proj", "v_proj"), head="classifier", inputs=_image_inputs),
+)
+
+
+def fill_factors(model: nn.Module, *, seed: int = 0, size: float = 0.3) -> None:
+    """Fill both factors of every site, and heads trained beside them, with random values, frozen ones included."""
+    from asymlora.site_view import saved_modules, sites
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for site in sites(model):
+            site.A.normal_(0.0, size, generator=generator)
+            site.B.normal_(0.0, size, generator=generator)
+        for module in saved_modules(model).values():
+            for parameter in module.parameters():
+                parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
+
+
+WORDS_GOOD = ("good", "great", "fine", "lovely", "warm")
+WORDS_BAD = ("bad", "poor", "dull", "cold", "sad")
+WORDS_PLAIN = ("the", "a", "film", "book", "plot", "song", "and", "with", "of", "very", "quite", "not")
+
+
+def write_small_encoder(folder: Path) -> Path:
+    """Write a small random BERT with a tokenizer of its own words, as transformers saves them."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS_PLAIN, *WORDS_GOOD, *WORDS_BAD]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(**{**_SMALL, "vocab_size": len(vocabulary)})
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def small_reviews(rows: int = 240, *, seed: int = 0) -> list[dict[str, str]]:
+    """Texts whose label is the kind of their one judging word; nothing to it, but a real signal."""
+    draw = random.Random(seed)
+    made: list[dict[str, str]] = []
+    for row in range(rows):
+        label = draw.choice(("fresh", "rotten"))
+        judging = draw.choice(WORDS_GOOD if label == "fresh" else WORDS_BAD)
+        words = [draw.choice(WORDS_PLAIN) for _ in range(draw.randint(2, 9))]
+        words.insert(draw.randint(0, len(words)), judging)
+        made.append({"text": " ".join(words), "label": label, "film": f"film {row % 20}"})
+    return made

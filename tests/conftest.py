@@ -1,0 +1,95 @@
+"""Fixtures of all tests, and the rule that a skip must be expected."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from cases import small_reviews, write_small_encoder
+
+EXPECTED_SKIPS = (
+    "the shared research data are not beside this checkout",
+    "no CUDA device",
+)
+"""Reasons of skips that are no failure where `--expect-skips` is given (CI)."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--optional", action="store_true", help="run the optional parts too (make test-all)")
+    parser.addoption("--only-optional", action="store_true", help="run the optional parts alone")
+    parser.addoption("--expect-skips", action="store_true", help="fail on a skip whose reason is not a known one")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    only, both = config.getoption("--only-optional"), config.getoption("--optional")
+    if both:
+        return
+    kept = [item for item in items if bool(item.get_closest_marker("optional")) == bool(only)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not config.getoption("--expect-skips"):
+        return
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
+    unexpected = [reason for reason in reasons if not any(known in reason for known in EXPECTED_SKIPS)]
+    for reason in unexpected:
+        terminalreporter.write_line(f"UNEXPECTED SKIP: {reason}", red=True)
+    if unexpected:
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    # Tests run in two processes on two cores.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small random BERT with its tokenizer."""
+    return write_small_encoder(tmp_path_factory.mktemp("models") / "small-bert")
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows as a CSV file and return its path."""
+
+    def write(rows: list[dict[str, Any]], name: str = "rows.csv") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def small_data(write_rows: Callable[..., Path]) -> Path:
+    """CSV file of small reviews with the columns text, label and film."""
+    return write_rows(small_reviews())
+
+
+@pytest.fixture
+def small_recipe(small_encoder: Path, small_data: Path) -> dict[str, Any]:
+    """A recipe that trains in a second, as a mapping."""
+    return {
+        "model": {"name": str(small_encoder), "pooling": "mean"},
+        "data": {"name": str(small_data), "group": "film", "max_tokens": 16},
+        "adapter": {"preset": "b_only", "rank": 2},
+        "train": {"steps": 12, "evaluate_every": 4, "batch_size": 8, "lr": 0.01},
+    }
