@@ -82,6 +82,8 @@ _SMALL = {
     "num_attention_heads": 4,
     "intermediate_size": 24,
     "max_position_embeddings": 32,
+    # Larger than the usual 0.02, so that a change in one layer is seen in the logits.
+    "initializer_range": 0.2,
 }
 
 MODELS = (

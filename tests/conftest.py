@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,19 @@ EXPECTED_SKIPS = (
     "no CUDA device",
 )
 """Reasons of skips that are no failure where `--expect-skips` is given (CI)."""
+
+
+THIRD_PARTY_WARNINGS = (
+    # PEFT reads a property that transformers has renamed.
+    ("peft", "0.21", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers.modeling_utils"),
+)
+"""Warnings that are not ours: package that causes them, version in which they were seen, pytest's filter."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for package, version, rule in THIRD_PARTY_WARNINGS:
+        if metadata.version(package).startswith(version):
+            config.addinivalue_line("filterwarnings", rule)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -80,8 +80,12 @@ def load_adapter(model: M, folder: str | Path) -> M:
         raise AlreadyAttachedError("This model carries an adapter already. Call asymlora.detach(model) first.")
     spec = match_spec(model, file)
     saved = match_saved_modules(model, spec.modules_to_save)
-    adaptable = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    factors = {n: (A.float(), B.float()) for n, (A, B) in file.factors.items() if n in adaptable}
+    named = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n in file.factors}
+    # Of the model's own shapes, so that `fill` sees where the file's differ.
+    factors = {
+        name: (torch.zeros(spec.rank, base.in_features), torch.zeros(base.out_features, spec.rank))
+        for name, base in named.items()
+    }
     installed = _install(model, spec, factors, saved)
     try:
         fill(model, file)

@@ -292,7 +292,8 @@ def match_spec(model: nn.Module, file: AdapterFile) -> AdapterSpec:
     Raises:
         AdapterFileError: A tensor is neither a factor nor part of a module that the configuration lists.
     """
-    paths = [n for n, _ in model.named_modules() if any(ends_with(n, ending) for ending in file.modules_to_save)]
+    # PEFT's rule for these is a bare endswith: "norm" is also "input_layernorm".
+    paths = [n for n, _ in model.named_modules() if any(n.endswith(ending) for ending in file.modules_to_save)]
     heads = sorted({path for path in paths for key in file.modules if key.startswith(path + ".")})
     if stray := [key for key in file.modules if not any(key.startswith(head + ".") for head in heads)]:
         raise AdapterFileError(

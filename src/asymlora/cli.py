@@ -79,7 +79,7 @@ def _finetune(options: dict[str, Any]) -> int:
     from asymlora.report.tables import closing_table
 
     console = Console()
-    _quiet_transformers()
+    _load("asymlora.train.callbacks").quiet_transformers()
     with RunDisplay(console) as display:
         try:
             finetune = _load("asymlora.train.run").finetune
@@ -96,7 +96,7 @@ def _finetune(options: dict[str, Any]) -> int:
 
 
 def _predict(options: dict[str, Any]) -> int:
-    _quiet_transformers()
+    _load("asymlora.train.callbacks").quiet_transformers()
     run = _load("asymlora.train.saved_run").load_run(options["run"])
     for prediction in run.predict(options["text"]):
         print(f"{prediction.label}\t{prediction.probability:.3f}\t{prediction.text}")
@@ -104,7 +104,7 @@ def _predict(options: dict[str, Any]) -> int:
 
 
 def _merge(options: dict[str, Any]) -> int:
-    _quiet_transformers()
+    _load("asymlora.train.callbacks").quiet_transformers()
     print(_load("asymlora.train.saved_run").merge_run(options["run"], options["out"]))
     return 0
 
@@ -199,13 +199,6 @@ def _path(file: str) -> Any:
     from pathlib import Path
 
     return Path(file)
-
-
-def _quiet_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _load(module: str) -> Any:

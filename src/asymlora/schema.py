@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast
 
-from asymlora.errors import SpecError, UnknownKeyError, nearest
+from asymlora.errors import SpecError, UnknownKeyError, UnknownNameError, nearest
 
 T = TypeVar("T")
 
@@ -41,22 +41,11 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "") -
 
     Raises:
         UnknownKeyError: A key is no field; every such key is named, each with the nearest field.
+        UnknownNameError: A word is none of the allowed ones.
         SpecError: A value has the wrong type; every such value is named.
     """
-    known = {f.name: f for f in fields(cast(Any, cls))}
     refuse_unknown_fields(cls, mapping, where=where)
-    hints_by_field = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-    problems: list[str] = []
-    for key, value in mapping.items():
-        try:
-            values[key] = _convert(hints_by_field[key], value, where=_dotted(where, key))
-        except _WrongTypeError as problem:
-            problems.append(str(problem))
-    required = [k for k, f in known.items() if k not in mapping and _has_no_default(f)]
-    problems += [f"'{_dotted(where, key)}' is missing and has no default" for key in required]
-    refuse_values(problems)
-    return cls(**values)
+    return cls(**_converted(cls, mapping, where=where))
 
 
 def refuse_unknown_fields(cls: type, names: Iterable[Any], *, where: str = "") -> None:
@@ -83,13 +72,13 @@ def refuse_unknown_fields(cls: type, names: Iterable[Any], *, where: str = "") -
 
 
 def answers_wrong_names(cls: type[T]) -> type[T]:
-    """Make the constructor of a dataclass answer unknown keyword arguments as `refuse_unknown_fields` does."""
+    """Make the constructor of a dataclass answer unknown fields and wrong types as `from_mapping` does."""
     original = cast(Callable[..., None], cls.__init__)
 
     @functools.wraps(original)
     def checked(self: object, **values: Any) -> None:
         refuse_unknown_fields(cls, values)
-        original(self, **values)
+        original(self, **_converted(cls, values))
 
     cls.__init__ = checked
     return cls
@@ -110,6 +99,28 @@ def refuse_values(problems: Sequence[str]) -> None:
 
 class _WrongTypeError(Exception):
     """Carries one problem up to the mapping that collects them."""
+
+
+class _WrongNameError(_WrongTypeError):
+    """The problem is a word that is none of the allowed ones."""
+
+
+def _converted(cls: type, mapping: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    # All problems of one object in one message; a lone wrong word keeps its own class.
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    problems: list[_WrongTypeError] = []
+    for key, value in mapping.items():
+        try:
+            values[key] = _convert(hints[key], value, where=_dotted(where, key))
+        except _WrongTypeError as problem:
+            problems.append(problem)
+    required = [f.name for f in fields(cast(Any, cls)) if f.name not in mapping and _has_no_default(f)]
+    problems += [_WrongTypeError(f"'{_dotted(where, key)}' is missing and has no default") for key in required]
+    if problems and all(isinstance(problem, _WrongNameError) for problem in problems):
+        raise UnknownNameError("; ".join(map(str, problems)) + ".")
+    refuse_values([str(problem) for problem in problems])
+    return values
 
 
 def _has_no_default(field: Field[Any]) -> bool:
@@ -135,8 +146,10 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
     if origin is Literal:
         if value in options:
             return value
-        raise _WrongTypeError(f"'{where}' is {value!r}; allowed are {', '.join(map(repr, options))}")
+        raise _WrongNameError(f"'{where}' is {value!r}; allowed are {', '.join(map(repr, options))}")
     if origin is tuple:
+        if isinstance(value, str) and options[0] is str:
+            return (value,)
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise _WrongTypeError(f"'{where}' is {value!r}; a list is needed")
         return tuple([_convert(options[0], item, where=where) for item in cast("Sequence[Any]", value)])

@@ -65,4 +65,6 @@ class DataRecipe:
                 problems.append(f"data.{name}={getattr(self, name)} must lie between 0 and 1")
         if self.max_tokens < 2:
             problems.append(f"data.max_tokens={self.max_tokens} must be at least 2")
+        if not 0 <= self.seed < 2**31:  # two draws each, in NumPy's range
+            problems.append(f"data.seed={self.seed} must lie between 0 and 2**31 - 1")
         refuse_values(problems)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from asymlora.train.run_folder import RunFolder
 
@@ -38,6 +39,12 @@ class Silent:
 
     def progress(self, what: str, done: int, total: int, values: Mapping[str, float]) -> None:
         """Do nothing."""
+
+
+def quiet_transformers() -> None:
+    """Keep transformers from printing load reports and bars of its own beside the observer's."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 class Recorder(TrainerCallback):

