@@ -24,6 +24,8 @@ EXPECTED_SKIPS = (
 
 
 THIRD_PARTY_WARNINGS = (
+    # torch.compile's own import, under Python 3.11.
+    ("torch", "2.13", "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning:torch.jit._script"),
     # PEFT reads a property that transformers has renamed.
     ("peft", "0.21", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers.modeling_utils"),
 )

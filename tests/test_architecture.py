@@ -109,3 +109,14 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'attatch'"):
         _ = asymlora.attatch  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_module_has_a_mirror_among_the_tests() -> None:
+    tests = Path(__file__).parent
+    without = [
+        module
+        for file in SOURCE.rglob("*.py")
+        if file.name not in ("__init__.py", "__main__.py")
+        and not (tests / (module := file.relative_to(SOURCE)).with_name(f"test_{module.name}")).is_file()
+    ]
+    assert not without

@@ -57,7 +57,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _finetune(options: dict[str, Any]) -> int:
-    from asymlora.train.recipe import Recipe, merged, read_yaml
+    from asymlora.train.recipe import Recipe
     from asymlora.train.run_folder import claim, stored_recipe
 
     run = {key: options.pop(key, None) for key in ("output", "resume", "overwrite")}
@@ -68,10 +68,7 @@ def _finetune(options: dict[str, Any]) -> int:
         run["output"] = folder.path
         recipe = stored_recipe(folder.path) if folder.resumes else Recipe()
     else:
-        content = read_yaml(_path(file)) if file else {}
-        if isinstance(content.get("adapter"), str) and "adapter" in options:
-            content["adapter"] = {"preset": content["adapter"]}
-        recipe = Recipe.from_dict(merged(content, options))
+        recipe = Recipe.load(file, options) if file else Recipe.from_dict(options)
 
     from rich.console import Console
 
@@ -193,12 +190,6 @@ def _refuse_unknown_options(argv: list[str]) -> None:
             hint = f" Did you mean '--{meant}'?" if meant else nearest(name, known).replace("mean '", "mean '--")
             answer = f" That is PEFT's name for {ours}: --adapter.{ours.partition('=')[0]}." if ours else hint
             raise UnknownKeyError(f"There is no option --{name}.{answer} All options: asymlora finetune --help.")
-
-
-def _path(file: str) -> Any:
-    from pathlib import Path
-
-    return Path(file)
 
 
 def _load(module: str) -> Any:

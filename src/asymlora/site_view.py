@@ -63,7 +63,7 @@ def set_attachment(model: nn.Module, record: Attachment | None) -> None:
 def find_attached(model: nn.Module) -> tuple[nn.Module, Attachment] | None:
     """Return the module that carries the record and the record, looking through wrappers (DDP, compile), or None."""
     for module in model.modules():
-        record = getattr(module, _RECORD, None)
+        record = vars(module).get(_RECORD)  # not getattr: a compiled module answers for the one inside it
         if isinstance(record, Attachment):
             return module, record
     return None

@@ -208,10 +208,13 @@ def read_file(path: Path) -> Rows:
 
     try:
         if kind == "csv":
-            # keep_default_na=False: the text "NA" or "null" is a text, not a hole; an empty field still is one.
-            frame = pandas.read_csv(path, keep_default_na=False, na_values=[""])
+            # What stands in the file is text: "007" is no number, "NA" no hole; an empty field still is one.
+            frame = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+            if not isinstance(frame.index, pandas.RangeIndex):
+                raise DataError("its rows have more fields than its header; put texts with commas in quotes")
         elif kind == "json":
-            frame = pandas.read_json(path, lines=path.suffix.lower() == ".jsonl", convert_dates=False)
+            lines = path.suffix.lower() == ".jsonl"
+            frame = pandas.read_json(path, lines=lines, dtype=False)  # pyright: ignore[reportArgumentType]
         else:
             frame = pandas.read_parquet(path)
     except (ValueError, OSError) as error:

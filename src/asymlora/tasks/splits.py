@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asymlora.errors import DataError, SingleClassError, UnseenLabelError
+from asymlora.errors import DataError, EmptyDataError, SingleClassError, UnseenLabelError
 from asymlora.tasks.sources import Rows, Table
 
 
@@ -34,7 +36,7 @@ class Parts:
         validation: What choices are made on.
         test: What closing figures are quoted on.
         label_names: Names of the labels, by index.
-        dropped: Training rows left out because their text also stands in another part.
+        dropped: Rows left out because their text also stands in another part.
     """
 
     train: Part
@@ -57,6 +59,7 @@ def divide(table: Table, *, validation_fraction: float, test_fraction: float, se
         The parts.
 
     Raises:
+        EmptyDataError: Every text of a part also stands in another.
         SingleClassError: All training rows have one label.
         UnseenLabelError: A label of validation or test is not in training.
         DataError: There are too few rows or groups to divide.
@@ -66,22 +69,37 @@ def divide(table: Table, *, validation_fraction: float, test_fraction: float, se
         if part not in parts:
             rest, held = _hold_out(parts["train"], table, fraction=fraction, seed=2 * seed + salt, part=part)
             parts = {**parts, "train": rest, part: held}
+    rows_before = sum(len(rows[table.text]) for rows in parts.values())
+    parts = _without_repeats(table, parts)
+    dropped = rows_before - sum(len(rows[table.text]) for rows in parts.values())
+    for part, rows in parts.items():
+        if not rows[table.text]:
+            raise EmptyDataError(
+                f"No {part} row is left: each one's text also stands in another part. Give other rows."
+            )
     names = _label_names(table, parts)
     index = {name: i for i, name in enumerate(names)}
-    elsewhere = {text for part in ("validation", "test") for text in parts[part][table.text]}
-    keep = [i for i, text in enumerate(parts["train"][table.text]) if text not in elsewhere]
-    dropped = len(parts["train"][table.text]) - len(keep)
-    parts["train"] = _rows(parts["train"], keep)
     made = {
         part: Part(texts=[str(t) for t in rows[table.text]], labels=[index[v] for v in rows[table.label]])
         for part, rows in parts.items()
     }
     if len(set(made["train"].labels)) < 2:
         raise SingleClassError(
-            f"Every training row has the label {names[made['train'].labels[0]] if made['train'].labels else None!r};"
+            f"Every training row has the label {names[made['train'].labels[0]]!r};"
             " at least two labels are needed. Check data.label, or add rows of another label."
         )
     return Parts(**made, label_names=names, dropped=dropped)
+
+
+def _without_repeats(table: Table, parts: dict[str, Rows]) -> dict[str, Rows]:
+    # Training gives way to both others, of these the one made here to the given one, and validation to test.
+    cleaned = dict(parts)
+    for part, others in (("train", ("validation", "test")), ("validation", ("test",)), ("test", ("validation",))):
+        if part == "train" or part not in table.parts:
+            elsewhere = {text for other in others for text in cleaned[other][table.text]}
+            texts = cleaned[part][table.text]
+            cleaned[part] = _rows(cleaned[part], [i for i, text in enumerate(texts) if text not in elsewhere])
+    return cleaned
 
 
 def _label_names(table: Table, parts: dict[str, Rows]) -> tuple[str, ...]:
@@ -97,8 +115,8 @@ def _label_names(table: Table, parts: dict[str, Rows]) -> tuple[str, ...]:
         )
     if table.label_order:
         return table.label_order
-    numeric = all(name.lstrip("-").isdigit() for name in seen)
-    return tuple(sorted(seen, key=int) if numeric else sorted(seen))
+    numeric = all(re.fullmatch("-?[0-9]+", name) for name in seen)
+    return tuple(sorted(sorted(seen), key=int) if numeric else sorted(seen))
 
 
 def _hold_out(rows: Rows, table: Table, *, fraction: float, seed: int, part: str) -> tuple[Rows, Rows]:
@@ -107,14 +125,15 @@ def _hold_out(rows: Rows, table: Table, *, fraction: float, seed: int, part: str
     count = len(rows[table.text])
     groups = rows[table.group] if table.group else range(count)
     few = len(set(groups))
-    if few < 3 or round(fraction * few) < 1:
+    if few < 3 or round(fraction * few) < 1 or math.ceil(fraction * few) >= few:
         kind = "groups" if table.group else "rows"
         raise DataError(
-            f"{few} {kind} are too few to hold out a share of {fraction} for {part}. Give more, a larger"
+            f"{few} {kind} are too few to hold out a share of {fraction} for {part}. Give more, another"
             f" data.{part}_fraction, or a {part} file of your own."
         )
     splitter = GroupShuffleSplit if table.group else ShuffleSplit
-    rest, held = next(splitter(1, test_size=fraction, random_state=seed).split(range(count), groups=groups))
+    splits = splitter(1, test_size=fraction, random_state=seed)
+    rest, held = next(splits.split(range(count), groups=groups if table.group else None))
     return _rows(rows, sorted(rest.tolist())), _rows(rows, sorted(held.tolist()))
 
 

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils.hub import cached_file
 
 from asymlora.errors import DataNotFoundError
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
@@ -145,7 +146,7 @@ class Prepared:
         label_names: Names of the labels, by index.
         head: Path of the head, trained beside the adapter.
         pooled_by_mean: Whether the head reads the mean of the token features.
-        rows: Rows by part, and the training rows dropped because they stand in another part.
+        rows: Rows by part, and the rows dropped because their text stands in another part.
     """
 
     model: PreTrainedModel
@@ -176,8 +177,8 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, head_seed: int) -> Prepared
     parts = divide(table, seed=data.seed, **fractions)
     torch.manual_seed(head_seed)
     network, tokenizer = load_classifier(model, label_names=parts.label_names)
-    longest = min(data.max_tokens, getattr(network.config, "max_position_embeddings", data.max_tokens))
-    sets = {p: TokenizedTexts(tokenizer, getattr(parts, p), max_tokens=longest) for p in PARTS}
+    limit = token_limit(network, tokenizer, wanted=data.max_tokens)
+    sets = {p: TokenizedTexts(tokenizer, getattr(parts, p), max_tokens=limit) for p in PARTS}
     return Prepared(
         model=network,
         tokenizer=tokenizer,
@@ -188,6 +189,12 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, head_seed: int) -> Prepared
         pooled_by_mean=isinstance(network, MeanPooledClassifier),
         rows={**{part: len(items) for part, items in sets.items()}, "dropped": parts.dropped},
     )
+
+
+def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, wanted: int) -> int:
+    """Return the tokens at which texts are cut: the wanted number, or fewer where model or tokenizer can take fewer."""
+    # Models of RoBERTa's kind count positions from behind the padding index; their tokenizers know the real limit.
+    return min(wanted, getattr(model.config, "max_position_embeddings", wanted), tokenizer.model_max_length)
 
 
 def load_classifier(
@@ -211,7 +218,9 @@ def load_classifier(
         "id2label": dict(enumerate(label_names)),
         "label2id": {label: i for i, label in enumerate(label_names)},
     }
-    by_mean = model.pooling == "mean" or (model.pooling == "auto" and folder is not None and is_pooled_by_mean(folder))
+    by_mean = model.pooling == "mean" or (
+        model.pooling == "auto" and is_pooled_by_mean(folder or _hub_folder(where, model.revision))
+    )
     options: dict[str, Any] = {"local_files_only": True} if folder else {"revision": model.revision or "main"}
     try:
         config = AutoConfig.from_pretrained(where, **labels, **options)
@@ -291,16 +300,26 @@ def load_plain(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, 
         The classifier, its tokenizer, its labels by index, and the length at which texts are cut, in tokens.
 
     Raises:
-        DataNotFoundError: The folder holds a model without a head.
+        DataNotFoundError: The folder holds no model, or one without a head.
     """
-    labels = tuple(dict(sorted((AutoConfig.from_pretrained(folder).id2label or {}).items())).values())
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError):
+        raise DataNotFoundError(f"There is no model in {folder}. Give a run, or what merge wrote.") from None
+    by_mean = is_pooled_by_mean(folder)
+    classes: Sequence[str] = config.architectures or ()
+    if not (folder / HEAD / "model.safetensors").is_file() if by_mean else not any(map(_has_a_head, classes)):
+        raise DataNotFoundError(f"The model in {folder} has no head. Give a run, or what merge wrote.")
+    labels = tuple(dict(sorted((config.id2label or {}).items())).values())
     model, tokenizer = load_classifier(ModelRecipe(name=str(folder)), label_names=labels)
     if isinstance(model, MeanPooledClassifier):
-        if not (folder / HEAD / "model.safetensors").is_file():
-            raise DataNotFoundError(f"The model in {folder} has no head ({HEAD}). Give a run, or what merge wrote.")
         weights = load_file(folder / HEAD / "model.safetensors")
         model.classifier.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
     return model, tokenizer, labels, tokenizer.model_max_length
+
+
+def _has_a_head(class_name: str) -> bool:
+    return class_name.endswith("ForSequenceClassification")
 
 
 def is_pooled_by_mean(folder: Path) -> bool:
@@ -310,6 +329,19 @@ def is_pooled_by_mean(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return bool(settings.get("pooling_mode_mean_tokens"))
+
+
+def _hub_folder(name: str, revision: str | None) -> Path:
+    # Only the pooling file is fetched; a hub that has none, or is out of reach, gives a folder that is not there.
+    found = cached_file(
+        name,
+        f"{POOLING}/config.json",
+        revision=revision or "main",
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found).parents[1] if found else Path("no such folder")
 
 
 def head_of(model: PreTrainedModel) -> str:

@@ -121,7 +121,7 @@ class Recipe:
         Returns:
             The recipe.
         """
-        given = dict(mapping)
+        given = _with_preset(mapping)
         base = cls().to_dict()
         if "adapter" in given:
             base["adapter"], given["adapter"] = _adapter_base(given["adapter"], base["adapter"])
@@ -133,12 +133,15 @@ class Recipe:
 
         Args:
             path: The file.
-            overrides: Nested values that win over the file's.
+            overrides: Nested values that win over the file's; a preset among them replaces the file's factors.
 
         Returns:
             The recipe.
         """
-        return cls.from_dict(merged(read_yaml(Path(path)), overrides or {}))
+        content, over = _with_preset(read_yaml(Path(path))), _with_preset(overrides or {})
+        if "preset" in over.get("adapter", {}) and isinstance(content.get("adapter"), Mapping):
+            content["adapter"] = {k: v for k, v in content["adapter"].items() if k not in ("preset", "A", "B")}
+        return cls.from_dict(merged(content, over))
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, every field written out."""
@@ -204,9 +207,12 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str 
     return sorted(differing)
 
 
+def _with_preset(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    adapter = mapping.get("adapter")
+    return {**mapping, "adapter": {"preset": adapter}} if isinstance(adapter, str) else dict(mapping)
+
+
 def _adapter_base(given: Any, default: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    if isinstance(given, str):
-        given = {"preset": given}
     if not isinstance(given, Mapping) or "preset" not in given:
         return default, given
     rest = {key: value for key, value in given.items() if key != "preset"}

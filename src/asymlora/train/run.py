@@ -42,7 +42,7 @@ class RunResult:
     Attributes:
         folder: The run's folder.
         label_names: Names of the labels, by index.
-        rows: Rows by part; ``dropped``: training rows left out because they stand in another part.
+        rows: Rows by part; ``dropped``: rows left out because their text stands in another part.
         head_alone_accuracy: Test accuracy of a linear head on the frozen model, fitted to convergence.
         before_accuracy: Test accuracy before the first step.
         accuracy: Test accuracy of the adapter of the best step.

@@ -105,8 +105,8 @@ class RunFolder:
         return rows
 
     def forget_after(self, step: int) -> None:
-        """Drop the rows of later steps: they are about to be taken again."""
-        kept = [row for row in self.records() if row.get("step", 0) <= step]
+        """Drop the rows of later steps and the closing one: they are about to be taken again."""
+        kept = [row for row in self.records() if row["step"] <= step and (row["split"] != "test" or row["step"] == 0)]
         write_file(self.path / RECORDS, "".join(json.dumps(row) + "\n" for row in kept))
 
     def finish(self, result: Mapping[str, Any]) -> None:

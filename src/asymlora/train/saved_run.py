@@ -20,6 +20,7 @@ from asymlora.tasks.text_classification import (
     load_plain,
     predict_logits,
     save_plain,
+    token_limit,
 )
 from asymlora.train.run_folder import ADAPTER, RECIPE, RESULT, stored_recipe
 
@@ -102,7 +103,8 @@ def load_run(folder: str | Path) -> SavedRun:
     labels = tuple(json.loads((path / RESULT).read_text(encoding="utf-8"))["label_names"])
     model, tokenizer = load_classifier(recipe.model, label_names=labels)
     load_adapter(model, path / ADAPTER)
-    return SavedRun(model=model.eval(), tokenizer=tokenizer, label_names=labels, max_tokens=recipe.data.max_tokens)
+    limit = token_limit(model, tokenizer, wanted=recipe.data.max_tokens)
+    return SavedRun(model=model.eval(), tokenizer=tokenizer, label_names=labels, max_tokens=limit)
 
 
 def merge_run(folder: str | Path, out: str | Path) -> Path:

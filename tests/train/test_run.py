@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import asymlora as al
+from asymlora.errors import (
+    BothFrozenError,
+    BothZeroError,
+    DataNotFoundError,
+    DiskSpaceError,
+    DivergedError,
+    EmptyDataError,
+    MissingColumnError,
+    NoTargetError,
+    RankError,
+    RunExistsError,
+    SingleClassError,
+    UnknownKeyError,
+    UnseenLabelError,
+    UnwritableFolderError,
+)
+from asymlora.tasks.inputs import ModelRecipe
+from asymlora.tasks.text_classification import load_classifier
+from asymlora.train.recipe import Recipe
+from asymlora.train.run import finetune
+from cases import small_reviews
+
+
+class Notes:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.steps: list[tuple[str, int, int]] = []
+
+    def begun(self, folder: str) -> None:
+        self.lines.append(folder)
+
+    def stage(self, text: str) -> None:
+        self.lines.append(text)
+
+    def progress(self, what: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        self.steps.append((what, done, total))
+
+
+@pytest.fixture
+def recipe(small_recipe: dict[str, Any]) -> Recipe:
+    return Recipe.from_dict(small_recipe)
+
+
+def _changed(small_recipe: dict[str, Any], **parts: dict[str, Any]) -> Recipe:
+    return Recipe.from_dict({**small_recipe, **{k: {**small_recipe[k], **v} for k, v in parts.items()}})
+
+
+def test_a_run_folder_holds_what_it_says(recipe: Recipe, tmp_path: Path) -> None:
+    notes = Notes()
+    result = finetune(recipe, output=tmp_path / "run", observer=notes)
+    folder = tmp_path / "run"
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "adapter",
+        "environment.json",
+        "recipe.yaml",
+        "records.jsonl",
+        "result.json",
+    ]
+    assert Recipe.load(folder / "recipe.yaml") == recipe
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result.to_dict()))
+    assert result.folder == str(folder)
+    assert ("training", 12, 12) in notes.steps
+    assert any(what == "features" and done == total for what, done, total in notes.steps)
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    validation = [r for r in records if r["split"] == "validation"]
+    assert [r["step"] for r in validation] == [4, 8, 12]
+    assert result.validation_accuracy == max(r["accuracy"] for r in validation)
+    assert validation[[4, 8, 12].index(result.best_step)]["accuracy"] == result.validation_accuracy
+    training = [r for r in records if r["split"] == "train"]
+    assert {"loss", "grad_norm", "lr_B", "lr_head", "lr_norm", "wall_s"} <= set(training[0])
+    assert "lr_A" not in training[0]
+
+
+def test_the_figures_are_those_of_the_model(recipe: Recipe, tmp_path: Path, small_encoder: Path) -> None:
+    result = finetune(recipe, output=tmp_path / "run")
+    model, _ = load_classifier(ModelRecipe(name=str(small_encoder), pooling="mean"), label_names=result.label_names)
+    full = sum(p.numel() for p in model.parameters())
+    assert result.full_parameters == full
+    shapes = [(m.in_features, m.out_features) for n, m in model.encoder.named_modules() if isinstance(m, nn.Linear)]
+    head = sum(p.numel() for p in model.classifier.parameters())
+    assert result.head_parameters == head == 2 * 16 + 2
+    assert result.trained_parameters == head + sum(2 * out for _, out in shapes)
+    assert result.lora_parameters == head + sum(2 * (width + out) for width, out in shapes)
+    assert result.adapter_bytes == (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert sum(result.rows[part] for part in ("train", "validation", "test", "dropped")) == 240
+
+
+def test_the_saved_adapter_gives_the_runs_test_accuracy_with_peft(
+    recipe: Recipe, tmp_path: Path, small_encoder: Path
+) -> None:
+    from peft import PeftModel
+
+    from asymlora.tasks.sources import load_table
+    from asymlora.tasks.splits import divide
+
+    result = finetune(recipe, output=tmp_path / "run")
+    base, tokenizer = load_classifier(
+        ModelRecipe(name=str(small_encoder), pooling="mean"), label_names=result.label_names
+    )
+    ours, _ = load_classifier(ModelRecipe(name=str(small_encoder), pooling="mean"), label_names=result.label_names)
+    al.load_adapter(ours, tmp_path / "run" / "adapter")
+    theirs = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter")).eval()
+    data = recipe.data
+    parts = divide(load_table(data), validation_fraction=0.1, test_fraction=0.2, seed=data.seed)
+    batch = tokenizer(parts.test.texts, padding=True, return_tensors="pt", truncation=True, max_length=16)
+    with torch.no_grad():
+        logits = [m(**batch).logits for m in (ours.eval(), theirs)]
+    assert (logits[0] - logits[1]).abs().max() <= 1e-5
+    right = (logits[1].argmax(-1).numpy() == np.array(parts.test.labels)).mean()
+    assert right == pytest.approx(result.accuracy)
+
+
+def test_training_learns_a_signal_that_is_there(
+    small_recipe: dict[str, Any], tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    recipe = _changed(
+        small_recipe,
+        data={"name": str(write_rows(small_reviews(800), "more.csv"))},
+        train={"steps": 300, "evaluate_every": 50, "lr": 0.005, "batch_size": 16},
+        adapter={"rank": 8},
+    )
+    result = finetune(recipe, output=tmp_path / "run")
+    # The label is one word of the text. The mean features of a random encoder blur it; a trained one need not.
+    assert result.gain > 3 * result.gain_standard_error
+    assert result.gain == pytest.approx(result.accuracy - result.head_alone_accuracy)
+
+
+def test_probe_start_begins_at_the_head_alone_and_random_start_does_not(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    probe = finetune(_changed(small_recipe), output=tmp_path / "probe")
+    assert probe.before_accuracy == probe.head_alone_accuracy
+    chance = finetune(_changed(small_recipe, train={"head_start": "random", "seed": 3}), output=tmp_path / "random")
+    assert chance.head_alone_accuracy == probe.head_alone_accuracy
+    assert chance.before_accuracy != probe.before_accuracy
+
+
+@pytest.mark.parametrize("preset", ["lora", "init_a", "init_b", "a_only"])
+def test_every_preset_runs(small_recipe: dict[str, Any], tmp_path: Path, preset: str) -> None:
+    result = finetune(_changed(small_recipe, adapter={"preset": preset}), output=tmp_path / "run")
+    assert result.steps == 12
+
+
+def test_the_native_class_of_the_model_runs_and_loads_as_peft_sequence_classifier(
+    small_recipe: dict[str, Any], tmp_path: Path, small_encoder: Path
+) -> None:
+    from peft import PeftModelForSequenceClassification
+
+    result = finetune(_changed(small_recipe, model={"pooling": "native"}), output=tmp_path / "run")
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(small_encoder, num_labels=len(result.label_names))
+    from peft import PeftModel
+
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter"))
+    assert isinstance(loaded, PeftModelForSequenceClassification)
+
+
+def test_the_same_recipe_gives_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        finetune(recipe, output=tmp_path / name)
+    weights = [(tmp_path / n / "adapter" / "adapter_model.safetensors").read_bytes() for n in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+def test_overwrite_replaces_the_run_only_after_all_checks(
+    recipe: Recipe, small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    finetune(recipe, output=tmp_path / "run")
+    before = (tmp_path / "run" / "result.json").read_text()
+    with pytest.raises(RunExistsError, match="--overwrite"):
+        finetune(recipe, output=tmp_path / "run")
+    with pytest.raises(NoTargetError):
+        finetune(_changed(small_recipe, adapter={"targets": "nope"}), output=tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "result.json").read_text() == before
+    finetune(_changed(small_recipe, train={"steps": 4}), output=tmp_path / "run", overwrite=True)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
+
+
+class TestBadInputIsFoundBeforeAnythingIsWritten:
+    """Each mistake has its own class and says what to do; no run folder is left behind."""
+
+    @pytest.mark.parametrize(
+        ("parts", "error", "words"),
+        [
+            ({"adapter": {"targets": ["qurey"]}}, NoTargetError, "end in: dense, key, query, value"),
+            ({"adapter": {"rank": 17}}, RankError, "largest rank for these targets is 16"),
+            ({"adapter": {"A": {"init": "zeros", "trainable": True}}}, BothZeroError, "nothing could ever learn"),
+            ({"adapter": {"B": {"trainable": False}}}, BothFrozenError, "both frozen"),
+            ({"adapter": {"rnak": 3}}, UnknownKeyError, "Did you mean 'rank'"),
+            ({"data": {"name": "nowhere.csv"}}, DataNotFoundError, r"no data at nowhere\.csv"),
+            ({"data": {"label": "lable"}}, MissingColumnError, "Did you mean 'label'.*text, label, film"),
+            ({"model": {"name": "./nowhere"}}, DataNotFoundError, "no model folder"),
+        ],
+    )
+    def test_wrong_recipe(
+        self,
+        small_recipe: dict[str, Any],
+        tmp_path: Path,
+        parts: dict[str, Any],
+        error: type[Exception],
+        words: str,
+    ) -> None:
+        with pytest.raises(error, match=words):
+            finetune(_changed(small_recipe, **parts), output=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("rows", "error", "words"),
+        [
+            ([{**row, "label": "fresh"} for row in small_reviews(60)], SingleClassError, "at least two labels"),
+            (
+                [{**row, "label": "odd" if row["film"] == "film 3" else row["label"]} for row in small_reviews()],
+                UnseenLabelError,
+                "never sees .*'odd'",
+            ),
+        ],
+        ids=["one class", "unseen label"],
+    )
+    def test_wrong_rows(
+        self,
+        small_recipe: dict[str, Any],
+        tmp_path: Path,
+        write_rows: Callable[..., Path],
+        rows: list[dict[str, str]],
+        error: type[Exception],
+        words: str,
+    ) -> None:
+        recipes = [
+            _changed(small_recipe, data={"name": str(write_rows(rows, "wrong.csv")), "seed": seed}) for seed in range(9)
+        ]
+        refusals = []
+        for recipe in recipes:  # of nine divisions some hold film 3 out
+            try:
+                finetune(recipe, output=tmp_path / "run", overwrite=True)
+            except error as refused:
+                refusals.append(str(refused))
+        assert refusals
+        with pytest.raises(error, match=words):
+            raise error(refusals[0])
+
+    def test_empty_file(self, small_recipe: dict[str, Any], tmp_path: Path) -> None:
+        (tmp_path / "empty.csv").write_text("")
+        with pytest.raises(EmptyDataError, match=r"empty\.csv is empty"):
+            finetune(_changed(small_recipe, data={"name": str(tmp_path / "empty.csv")}), output=tmp_path / "run")
+
+    def test_full_disk(self, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = type("Usage", (), {"free": 2**20})()
+        monkeypatch.setattr("asymlora.train.run_folder.shutil.disk_usage", lambda _: usage)
+        with pytest.raises(DiskSpaceError, match=r"1 MiB left.*writes up to"):
+            finetune(recipe, output=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_unwritable_folder(self, recipe: Recipe, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(UnwritableFolderError, match="cannot be written"):
+            finetune(recipe, output=tmp_path / "file" / "run")
+
+
+def test_divergence_names_step_and_rate_and_leaves_a_run_to_resume(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _changed(small_recipe)
+    healthy = nn.functional.cross_entropy
+    calls = 0
+
+    def diverging(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        return healthy(*args, **kwargs) * (float("nan") if calls == 6 else 1.0)
+
+    monkeypatch.setattr(nn.functional, "cross_entropy", diverging)
+    with pytest.raises(DivergedError, match=r"nan at step 6, with the learning rates B 0\.00.*checkpoint-4"):
+        finetune(recipe, output=tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "run" / "result.json").exists()
+    monkeypatch.undo()
+    assert finetune(recipe, output=tmp_path / "run", resume=True).resumed
+
+
+def test_a_huge_learning_rate_is_stopped_or_survives_but_never_saves_nan(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = _changed(small_recipe, train={"lr": 1e38, "max_grad_norm": 0.0, "warmup_fraction": 0.0})
+    with pytest.raises(DivergedError, match=r"Lower train\.lr"):
+        finetune(recipe, output=tmp_path / "run")
+    assert not (tmp_path / "run" / "adapter").exists()
