@@ -139,8 +139,9 @@ class Recipe:
             The recipe.
         """
         content, over = _with_preset(read_yaml(Path(path))), _with_preset(overrides or {})
-        if "preset" in over.get("adapter", {}) and isinstance(content.get("adapter"), Mapping):
-            content["adapter"] = {k: v for k, v in content["adapter"].items() if k not in ("preset", "A", "B")}
+        below, above = content.get("adapter"), over.get("adapter")
+        if isinstance(below, Mapping) and isinstance(above, Mapping) and "preset" in above:
+            content["adapter"] = {key: value for key, value in below.items() if key not in ("preset", "A", "B")}
         return cls.from_dict(merged(content, over))
 
     def to_yaml(self) -> str:

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from asymlora.report.tables import adapter_name, closing_table
+from asymlora.spec import AdapterSpec
+
+RESULT: dict[str, Any] = {
+    "rows": {"train": 9000, "validation": 1000, "test": 2500, "dropped": 1},
+    "head_alone_accuracy": 0.72,
+    "accuracy": 0.784,
+    "gain": 0.064,
+    "gain_standard_error": 0.0091,
+    "trained_parameters": 50_000,
+    "head_parameters": 770,
+    "lora_parameters": 110_000,
+    "full_parameters": 22_713_216,
+    "best_step": 200,
+    "steps": 250,
+    "features_seconds": 31.4,
+    "train_seconds": 152.5,
+    "total_seconds": 190.2,
+    "adapter_bytes": 300 * 1024,
+    "peak_memory_bytes": 900 * 2**20,
+}
+
+
+def _printed(adapter: AdapterSpec | None = None, **changed: Any) -> str:
+    console = Console(record=True, width=120, quiet=False, force_terminal=False, file=open("/dev/null", "w"))
+    with console.file:
+        console.print(closing_table({**RESULT, **changed}, (adapter or AdapterSpec.b_only(rank=8)).to_dict()))
+        return console.export_text()
+
+
+def _line(text: str, words: str) -> list[str]:
+    """The cells of the one line of a printed table that contains ``words``."""
+    (line,) = [line for line in text.splitlines() if words in line]
+    return [cell for cell in re.split(r"\s*[│┃]\s*", line.strip()) if cell]
+
+
+def test_quality_shows_both_accuracies_with_their_errors_and_counts() -> None:
+    text = _printed()
+    assert "Accuracy on 2,500 test rows" in text
+    # sqrt(p (1 - p) / 2500): 0.90 points at 72 %, 0.82 at 78.4 %.
+    assert _line(text, "head alone (to")[1:] == ["72.0%", "0.9", "770"]
+    assert _line(text, "adapter (B only, rank 8) and head")[1:] == ["78.4%", "0.8", "50,000"]
+
+
+def test_gain_is_shown_in_points_with_its_own_paired_error() -> None:
+    assert _line(_printed(), "gain, paired by row")[1:] == ["+6.4 points", "0.9"]
+    assert _line(_printed(gain=-0.0123, gain_standard_error=0.02), "gain, paired by row")[1:] == ["-1.2 points", "2.0"]
+
+
+def test_other_ways_to_train_are_compared_by_what_they_would_train() -> None:
+    text = _printed()
+    # 110,000 / 50,000 and 22,713,216 / 50,000.
+    assert _line(text, "LoRA at the same rank")[1:] == ["110,000 (2.2x)"]
+    assert _line(text, "full fine-tuning")[1:] == ["22,713,216 (454x)"]
+
+
+def test_cost_shows_steps_seconds_and_bytes_in_their_units() -> None:
+    text = _printed()
+    assert _line(text, "best step")[1:] == ["200 of 250"]
+    assert _line(text, "features and fit")[1:] == ["31 s"]
+    assert _line(text, "training, with validation")[1:] == ["152 s"]
+    assert _line(text, "whole command")[1:] == ["190 s"]
+    assert _line(text, "adapter file")[1:] == ["300 KiB"]
+    assert _line(text, "peak memory")[1:] == ["900 MiB"]
+
+
+def test_memory_that_cannot_be_told_is_not_shown_as_nothing() -> None:
+    assert _line(_printed(peak_memory_bytes=None), "peak memory")[1:] == ["not known here"]
+
+
+def test_no_figure_is_cut_on_a_terminal_of_80_columns() -> None:
+    console = Console(record=True, width=80, force_terminal=False, file=open("/dev/null", "w"))
+    with console.file:
+        console.print(closing_table(RESULT, AdapterSpec.lora(rank=16).to_dict()))
+        text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for figure in ("72.0%", "78.4%", "+6.4 points", "50,000", "110,000 (2.2x)", "22,713,216 (454x)", "200 of 250"):
+        assert figure in text
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (AdapterSpec.b_only(rank=4), "B only, rank 4"),
+        (AdapterSpec.a_only(rank=2), "A only, rank 2"),
+        (AdapterSpec.lora(rank=8), "A and B, rank 8"),
+        (AdapterSpec.init_b(rank=8), "A and B, rank 8"),
+    ],
+)
+def test_name_says_which_factors_are_trained(spec: AdapterSpec, name: str) -> None:
+    assert adapter_name(spec.to_dict()) == name
+    assert f"adapter ({name}) and head" in _printed(spec)

@@ -1,0 +1,102 @@
+"""What README and docs say: their numbers are those of the stored results, their examples run, their links lead on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import asymlora as al
+from asymlora.train.recipe import Recipe
+from cases import MODELS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
+
+
+def _row(result: dict[str, Any]) -> tuple[str, str, str, str]:
+    gain = f"+{100 * result['gain']:.1f} ± {100 * result['gain_standard_error']:.1f}"
+    shares = [f"{100 * result[key]:.1f} %" for key in ("head_alone_accuracy", "accuracy")]
+    return (str(result["seed"]), *shares, gain)  # pyright: ignore[reportReturnType]
+
+
+def test_margin_tables_are_the_stored_results() -> None:
+    for page in (ROOT / "README.md", ROOT / "docs" / "first-run.md"):
+        text = page.read_text(encoding="utf-8")
+        for result in _rows("finetune_margin"):
+            seed, head, adapter, gain = _row(result)
+            (line,) = [line for line in text.splitlines() if line.startswith(f"| {seed} | ")]
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert {head, adapter, gain, f"{result['train_seconds']:.0f} s"} <= set(cells)
+            if len(cells) > 5:
+                assert cells[1] == f"{result['rows']['test']:,}"
+                assert cells[5] == str(result["best_step"])
+                assert cells[7] == f"{result['total_seconds']:.0f} s"
+
+
+def test_counts_in_the_text_are_the_stored_ones() -> None:
+    text = (ROOT / "docs" / "first-run.md").read_text(encoding="utf-8")
+    for key in ("trained_parameters", "lora_parameters", "full_parameters"):
+        assert f"{_rows('finetune_margin')[0][key]:,}" in text
+
+
+def test_the_claimed_margin_holds_in_the_stored_results() -> None:
+    rows = _rows("finetune_margin")
+    assert len(rows) == 3
+    assert all(r["gain"] > 5 * r["gain_standard_error"] for r in rows)
+    assert all(r["train_seconds"] <= 150 and r["total_seconds"] <= 240 for r in rows)
+
+
+def test_the_rate_table_is_the_stored_one_and_its_best_is_the_default() -> None:
+    rows = _rows("finetune_rates")
+    text = (ROOT / "docs" / "first-run.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("| validation accuracy |")]
+    assert re.findall(r"\d+\.\d(?= %)", line) == [f"{100 * row['validation_accuracy']:.1f}" for row in rows]
+    best = max(rows, key=lambda row: row["validation_accuracy"])
+    assert best["lr"] == Recipe().train.lr
+    assert best not in (rows[0], rows[-1])
+
+
+def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    case = MODELS[0]
+    names: dict[str, Any] = {"torch": torch, "model": case.build(), "base": case.build()}
+    exec(code, names)
+    assert isinstance(names["optimizer"], torch.optim.AdamW)
+    assert al.AdapterSpec.b_only(rank=16, targets=["query", "value"]).rank == 16
+    assert torch.equal(case.logits(names["model"]), case.logits(case.build()))
+
+
+def test_the_recipe_page_shows_a_recipe_that_loads(tmp_path: Path) -> None:
+    (text,) = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = Recipe.load(tmp_path / "recipe.yaml")
+    assert (recipe.adapter.rank, recipe.data.label, recipe.train.lr) == (16, "stars", 1e-3)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    gone = [t for t in targets if not t.startswith("http") and not (page.parent / t).exists()]
+    assert not gone
+
+
+def test_files_that_documents_name_are_there() -> None:
+    named = {
+        path
+        for page in PAGES
+        for path in re.findall(r"`((?:src|tests|benchmarks|docs)/[\w./-]+)`", page.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert not [path for path in named if not (ROOT / path).exists()]
