@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,6 +34,9 @@ THIRD_PARTY_WARNINGS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The same examples in every run: a landing must not fail by a draw. New ones: pytest --hypothesis-profile default
+    hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
+    hypothesis.settings.load_profile(config.getoption("--hypothesis-profile", None) or "steady")
     for package, version, rule in THIRD_PARTY_WARNINGS:
         if metadata.version(package).startswith(version):
             config.addinivalue_line("filterwarnings", rule)

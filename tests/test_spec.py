@@ -358,6 +358,11 @@ def test_pefts_defaults_are_kept_where_ours_differ() -> None:
     assert spec.B.trainable
 
 
+def test_numbers_that_a_saved_config_leaves_out_are_pefts_defaults() -> None:
+    theirs = AdapterSpec.from_peft(peft.LoraConfig(target_modules=["query"]))
+    assert AdapterSpec.from_peft({"target_modules": ["query"]}) == theirs
+
+
 def test_pefts_rank_stabilised_scaling_is_kept() -> None:
     config = _peft(r=16, lora_alpha=8, use_rslora=True)
     assert AdapterSpec.from_peft(config).scaling_factor == 8 / 16**0.5

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from asymlora.errors import AttachError, NoTargetError, RankError
+from asymlora.layers import LinearAdapter
 from asymlora.spec import AdapterSpec
 from asymlora.targets import match_saved_modules, match_targets
 from cases import MODELS
@@ -67,6 +70,19 @@ def test_the_projection_that_multihead_attention_never_calls_is_refused() -> Non
     assert _match(model) == ["out"]
     with pytest.raises(NoTargetError, match="out_proj"):
         _match(model, targets=("out_proj",))
+
+
+def test_the_encoder_layer_whose_fast_path_skips_its_linear_layers_is_refused() -> None:
+    model = nn.ModuleDict({"encoder": nn.TransformerEncoderLayer(8, 2, batch_first=True), "out": nn.Linear(8, 8)})
+    # The reason, so that the rule can go when torch changes: in evaluation an adapter there is passed over.
+    encoder, x = model["encoder"].eval(), torch.randn(1, 3, 8)
+    bypassing = copy.deepcopy(encoder)
+    bypassing.linear1 = LinearAdapter(bypassing.linear1, A=torch.ones(1, 8), B=torch.ones(2048, 1), scaling=9.0)
+    with torch.inference_mode():
+        assert torch.equal(bypassing(x), encoder(x))
+    assert _match(model) == ["out"]
+    with pytest.raises(NoTargetError, match=r"'encoder\.linear1' is a Linear, which cannot take an adapter"):
+        _match(model, targets=("linear1",))
 
 
 def test_rank_beyond_a_layer_names_the_layer_and_the_largest_rank() -> None:

@@ -70,12 +70,10 @@ def _finetune(options: dict[str, Any]) -> int:
     else:
         recipe = Recipe.load(file, options) if file else Recipe.from_dict(options)
 
-    from rich.console import Console
-
+    console = _load("rich.console").Console()
     from asymlora.report.console import RunDisplay
     from asymlora.report.tables import closing_table
 
-    console = Console()
     _load("asymlora.train.callbacks").quiet_transformers()
     with RunDisplay(console) as display:
         try:
@@ -87,8 +85,8 @@ def _finetune(options: dict[str, Any]) -> int:
             return EXIT_INTERRUPTED
     console.print()
     console.print(closing_table(result.to_dict(), to_mapping(recipe.adapter)))
-    console.print(f"\nAdapter: {result.folder}/adapter (PEFT loads it too)", highlight=False)
-    console.print(f'Next: asymlora predict {result.folder} "a text of yours"', highlight=False)
+    display.stage(f"\nAdapter: {result.folder}/adapter (PEFT loads it too)")
+    display.stage(f'Next: asymlora predict {result.folder} "a text of yours"')
     return 0
 
 
@@ -188,7 +186,8 @@ def _refuse_unknown_options(argv: list[str]) -> None:
             last = {k.rpartition(".")[2]: k for k in known}
             meant = last.get(name.replace("-", "_").rpartition(".")[2])
             hint = f" Did you mean '--{meant}'?" if meant else nearest(name, known).replace("mean '", "mean '--")
-            answer = f" That is PEFT's name for {ours}: --adapter.{ours.partition('=')[0]}." if ours else hint
+            field = next((k for k in known if ours and k.startswith(f"adapter.{ours.partition('=')[0]}")), None)
+            answer = f" That is PEFT's name for {ours}: --{field}." if field else hint
             raise UnknownKeyError(f"There is no option --{name}.{answer} All options: asymlora finetune --help.")
 
 

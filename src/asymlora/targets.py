@@ -10,6 +10,10 @@ from torch import nn
 from asymlora.errors import AttachError, NoTargetError, RankError
 from asymlora.spec import ALL_LINEAR, AdapterSpec
 
+# These read the weights of their linear layers and do not call them (the encoder layer in evaluation only): an adapter
+# inside would silently do nothing.
+_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
 
 def ends_with(name: str, ending: str) -> bool:
     """Whether a module path is ``ending`` or ends in ``.ending`` (PEFT's rule for a list of targets).
@@ -77,7 +81,7 @@ def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> 
         endings = sorted({name.rpartition(".")[2] for name in possible})
         can = f"Layers here that can take an adapter end in: {', '.join(endings)}."
         if not endings:
-            can = "No layer here can take an adapter: only nn.Linear can, outside of nn.MultiheadAttention."
+            can = "No layer here can take an adapter: only nn.Linear can, outside of torch's own attention layers."
         reasons = _why_not(model, missing, possible)
         raise NoTargetError(f"no layer matches targets={missing}. {reasons}{can}")
     _refuse_shared(model, chosen)
@@ -86,8 +90,7 @@ def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> 
 
 
 def _adaptable(model: nn.Module, saved: Sequence[str]) -> dict[str, nn.Linear]:
-    # nn.MultiheadAttention reads its out_proj's weight and never calls it: an adapter there would do nothing.
-    deaf = {id(m) for owner in model.modules() if isinstance(owner, nn.MultiheadAttention) for m in owner.modules()}
+    deaf = {id(m) for owner in model.modules() if isinstance(owner, _READS_WEIGHTS) for m in owner.modules()}
     return {
         name: module
         for name, module in model.named_modules()

@@ -49,13 +49,20 @@ def test_stages_are_lines_and_the_folder_is_shown_and_kept() -> None:
     assert display.folder == "runs/one"
 
 
-@pytest.mark.parametrize("text", ["labels: [good], [bad]", "/a/[bold]/folder", "a [/] b"])
+@pytest.mark.parametrize("text", ["labels: [good], [bad]", "/a/[bold]/folder", "a [/] b", "a:smile:b"])
 def test_words_in_brackets_are_shown_as_they_are(text: str) -> None:
     # Labels and paths come from the user: rich would take them for markup.
     display, written = _display(terminal=False)
     with display:
         display.stage(text)
     assert written.getvalue().splitlines() == [text]
+
+
+def test_long_path_stays_on_one_line_to_be_copied() -> None:
+    display, written = _display(terminal=False)
+    with display:
+        display.begun("/tmp/" + "long name/" * 20)
+    assert len(written.getvalue().splitlines()) == 1
 
 
 def test_on_a_terminal_the_bar_shows_what_how_far_and_the_newest_values() -> None:

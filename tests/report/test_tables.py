@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 from typing import Any
 
@@ -29,11 +30,10 @@ RESULT: dict[str, Any] = {
 }
 
 
-def _printed(adapter: AdapterSpec | None = None, **changed: Any) -> str:
-    console = Console(record=True, width=120, quiet=False, force_terminal=False, file=open("/dev/null", "w"))
-    with console.file:
-        console.print(closing_table({**RESULT, **changed}, (adapter or AdapterSpec.b_only(rank=8)).to_dict()))
-        return console.export_text()
+def _printed(adapter: AdapterSpec | None = None, width: int = 120, **changed: Any) -> str:
+    console = Console(file=io.StringIO(), record=True, width=width, force_terminal=False)
+    console.print(closing_table({**RESULT, **changed}, (adapter or AdapterSpec.b_only(rank=8)).to_dict()))
+    return console.export_text()
 
 
 def _line(text: str, words: str) -> list[str]:
@@ -77,10 +77,7 @@ def test_memory_that_cannot_be_told_is_not_shown_as_nothing() -> None:
 
 
 def test_no_figure_is_cut_on_a_terminal_of_80_columns() -> None:
-    console = Console(record=True, width=80, force_terminal=False, file=open("/dev/null", "w"))
-    with console.file:
-        console.print(closing_table(RESULT, AdapterSpec.lora(rank=16).to_dict()))
-        text = console.export_text()
+    text = _printed(AdapterSpec.lora(rank=16), width=80)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
     for figure in ("72.0%", "78.4%", "+6.4 points", "50,000", "110,000 (2.2x)", "22,713,216 (454x)", "200 of 250"):

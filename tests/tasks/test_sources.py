@@ -376,7 +376,7 @@ def test_hub_data_set_without_a_train_split_lists_its_splits(hub: Hub) -> None:
 
 def test_failing_call_of_the_hub_names_the_cause_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*_: object) -> None:
-        raise ConnectionError("no route to host")
+        raise ConnectionError("no route\n\n to host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataNotFoundError) as caught:

@@ -55,7 +55,8 @@ class RunDisplay:
 
     def stage(self, text: str) -> None:
         """Show one line."""
-        self.console.print(text, highlight=False)
+        # Labels and paths are the user's: brackets and colons in them are no markup, and a path stays on its line.
+        self.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def progress(self, what: str, done: int, total: int, values: Mapping[str, float]) -> None:
         """Move the bar of ``what``; without a terminal, print a line when a validation score is new."""

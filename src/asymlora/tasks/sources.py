@@ -258,9 +258,10 @@ def _read_hub(name: str, subset: str | None) -> dict[str, Rows]:
         loaded = datasets.load_dataset(name, subset)
     except Exception as error:
         # The hub's client raises a dozen classes for a wrong name, no network or no permission.
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataNotFoundError(
-            f"The data set {name!r} could not be loaded from the hub ({type(error).__name__}: {error}). Check the"
-            " name and the network, or give a local file."
+            f"The data set {name!r} could not be loaded from the hub ({reason}). Check the name and the network, or"
+            " give a local file."
         ) from error
     parts: dict[str, Rows] = {}
     for part, names in _PART_NAMES.items():

@@ -146,7 +146,8 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, every field written out."""
-        return _yaml().safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        # Not allow_unicode: PyYAML then writes some control characters in a form that it reads back as another.
+        return _yaml().safe_dump(self.to_dict(), sort_keys=False)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
