@@ -100,6 +100,16 @@ def test_merging_into_a_weight_that_another_module_shares_is_refused() -> None:
         al.merge(model)
 
 
+def test_a_merge_that_would_overflow_changes_nothing() -> None:
+    model = al.attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).half(), al.AdapterSpec.lora(rank=2))
+    before = [layer.base_layer.weight.clone() for layer in model]
+    fill_factors(model)
+    next(iter(al.sites(model))).B.data.fill_(1e6)
+    with pytest.raises(AttachError, match=r"not finite at 0 \(torch\.float16\).*nothing was changed"):
+        al.merge(model)
+    assert all(torch.equal(layer.base_layer.weight, w) for layer, w in zip(model, before, strict=True))
+
+
 def test_frozen_factor_is_bit_identical_after_steps_and_has_no_state() -> None:
     case = MODELS[0]
     model = _attach(case, "b_only")

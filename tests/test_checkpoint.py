@@ -74,7 +74,8 @@ def test_what_peft_writes_is_read_with_equal_logits(case: ModelCase, tmp_path: P
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.3)
     theirs.save_pretrained(str(tmp_path / "adapter"))
-    ours = al.load_adapter(case.build(), tmp_path / "adapter")
+    # PEFT matches these by a bare endswith: "norm" is also Llama's "input_layernorm". Who trusts the file says so.
+    ours = al.load_adapter(case.build(), tmp_path / "adapter", modules_to_save=[case.head])
     assert (case.logits(theirs) - case.logits(case.build())).abs().max() > 0.1
     assert (case.logits(ours) - case.logits(theirs)).abs().max() <= 1e-5
     assert all(site.A.requires_grad and site.B.requires_grad for site in al.sites(ours))
@@ -143,6 +144,7 @@ def test_heads_that_peft_names_and_the_model_lacks_are_no_error(tmp_path: Path) 
             "not a factor",
         ),
         (lambda t: [t.pop(k) for k in list(t) if "lora" in k], "no tensor is a LoRA factor"),
+        (lambda t: t.update({k: t[k].long() for k in list(t) if "lora_A" in k}), "is torch.int64"),
     ],
 )
 def test_damaged_tensors_are_refused_by_name(saved: Path, change: Callable[..., Any], words: str) -> None:
@@ -169,6 +171,19 @@ def test_a_tensor_that_would_overwrite_the_base_is_refused_and_nothing_is_change
         al.load_adapter(model, saved)
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_file_cannot_reach_the_base_by_a_short_ending(saved: Path) -> None:
+    _edit_tensors(saved, lambda t: t.update({"base_model.model.bert.pooler.dense.bias": torch.ones(16)}))
+    _edit_config(saved, modules_to_save=["classifier", "r"])  # PEFT's rule: "pooler" ends in "r"
+    with pytest.raises(AdapterFileError, match="would overwrite the base"):
+        al.load_adapter(BERT.build(), saved)
+
+
+def test_own_file_of_another_format_is_refused(saved: Path) -> None:
+    (saved / OWN).write_text(json.dumps({"format": 99}))
+    with pytest.raises(AdapterFileError, match=r"format 99; this version reads 1.*complete without it"):
+        read_adapter(saved)
 
 
 def test_an_adapter_of_another_model_lists_what_does_not_fit_and_leaves_the_model_whole(saved: Path) -> None:
@@ -302,6 +317,25 @@ class TestWholeModelSaves:
         checkpoint = tmp_path / "checkpoint-2"
         assert not (checkpoint / "model.safetensors").exists()
         assert torch.equal(BERT.logits(al.load_adapter(BERT.build(), checkpoint)), BERT.logits(model))
+
+    def test_a_parent_that_knows_of_no_adapter_saves_a_folder_that_loads_as_the_base(self, tmp_path: Path) -> None:
+        from transformers import BertForSequenceClassification
+
+        model = BERT.build()
+        al.attach(model.bert, al.AdapterSpec.b_only(rank=2, targets=BERT.targets))
+        fill_factors(model)
+        model.save_pretrained(tmp_path / "out")
+        back, report = BertForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+        assert not report["missing_keys"]
+        assert torch.equal(BERT.logits(back), BERT.logits(BERT.build()))
+
+    def test_an_adapter_is_not_saved_from_a_parent_under_names_that_are_not_its_own(self, tmp_path: Path) -> None:
+        model = BERT.build()
+        al.attach(model.bert, al.AdapterSpec.b_only(rank=2, targets=BERT.targets))
+        with pytest.raises(WholeModelSaveError, match="attached to the part 'bert'"):
+            al.save_adapter(model, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        al.save_adapter(model.bert, tmp_path / "out")
 
     def test_a_merged_model_saves_whole_again(self, tmp_path: Path) -> None:
         from transformers import BertForSequenceClassification

@@ -245,7 +245,8 @@ def _leaves(mapping: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any
 
 def test_resume_alone_takes_the_stored_recipe_of_the_run(asked: Asked) -> None:
     recipe = Recipe.from_dict({"train": {"steps": 9}})
-    RunFolder(path=Path("runs/one")).begin(recipe)
+    with RunFolder(path=Path("runs/one")).begun(recipe):
+        pass
     main(["finetune", "--resume"])
     main(["finetune", "--resume", "--output", "runs/one"])
     assert [(given, options["output"], options["resume"]) for given, options in asked] == [
@@ -315,7 +316,7 @@ def test_predict_prints_label_probability_and_text_of_each_text(
     assert main(["predict", str(run), *texts]) == 0
     lines = capsys.readouterr().out.splitlines()
     answers = [line.split("\t", 2) for line in lines]
-    assert [text for *_, text in answers] == texts
+    assert [text for *_, text in answers] == [*texts[:2], "not sure [about] this"]  # a tab would be a column
     assert {label for label, *_ in answers} <= {"fresh", "rotten"}
     assert all(0.5 <= float(probability) <= 1 for _, probability, _ in answers)
 
@@ -458,3 +459,12 @@ def test_help_answers_within_a_second(argv: list[str]) -> None:
         assert done.returncode == 0
         assert done.stdout.startswith("usage: asymlora")
     assert min(seconds) < 1.0
+
+
+def test_resume_of_a_mistyped_folder_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["finetune", "--output", "runs/tpyo", "--resume"]) == 2
+    assert "There is no run in runs/tpyo to go on with" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

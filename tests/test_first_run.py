@@ -31,8 +31,8 @@ def test_the_first_command_beats_the_head_alone_beyond_noise_and_its_adapter_is_
     from peft import PeftModel
 
     from asymlora import load_adapter
+    from asymlora.tasks.classifiers import load_classifier
     from asymlora.tasks.inputs import ModelRecipe
-    from asymlora.tasks.text_classification import load_classifier
 
     models = [load_classifier(ModelRecipe(), label_names=result["label_names"]) for _ in range(2)]
     batch = models[0][1](["a warm film", "two dull hours"], padding=True, return_tensors="pt")

@@ -65,3 +65,19 @@ def test_copies_and_pickles_compute_the_same() -> None:
 def test_shows_what_is_frozen() -> None:
     assert "rank=2, scaling=0.5, frozen=A" in repr(_layer(trains_A=False))
     assert "frozen" not in repr(_layer())
+
+
+def test_state_dict_has_the_names_of_the_base_and_loads_back_also_under_the_held_ones() -> None:
+    layer, other = _layer(trains_A=False), _layer()
+    state = {name: value + 1 for name, value in layer.state_dict().items()}
+    assert set(state) == {"weight", "bias", "lora_A", "lora_B"}
+    held = {f"base_layer.{n}" if n in ("weight", "bias") else n: value for n, value in state.items()}
+    for given in (state, held):
+        other = _layer()
+        other.load_state_dict(given, strict=True)
+        assert torch.equal(other.base_layer.weight, state["weight"])
+        assert torch.equal(other.lora_A, state["lora_A"])
+    nested = nn.Sequential(nn.Sequential(_layer()))
+    assert set(nested.state_dict()) == {f"0.0.{name}" for name in state}
+    nested.load_state_dict({f"0.0.{name}": value for name, value in state.items()}, strict=True)
+    assert torch.equal(nested[0][0].base_layer.bias, state["bias"])

@@ -87,6 +87,9 @@ def test_weight_decay_by_label() -> None:
     [
         ({"lr": 0.0}, "rate of A is 0.0; it must be above 0"),
         ({"lr": float("nan")}, "must be above 0"),
+        ({"lr": float("inf")}, "must be above 0"),
+        ({"weight_decay": float("nan")}, "at least 0"),
+        ({"lr_head": 0.1}, r"lr_head=0\.1 is given, but nothing is trained in full"),
         ({"weight_decay": -0.1}, "at least 0"),
         ({"weight_decay": {"C": 0.1}}, "A, B, head, norm, other"),
     ],

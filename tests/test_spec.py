@@ -472,3 +472,13 @@ def test_from_dict_names_every_unknown_key_by_its_path() -> None:
         AdapterSpec.from_dict({"rnak": 4, "x": 1})
     with pytest.raises(UnknownKeyError, match=r"'adapter\.A\.initial' is unknown\. Did you mean 'init'\?"):
         AdapterSpec.from_dict({"A": {"initial": "zeros"}})
+
+
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "TOKEN_CLS"])
+def test_a_head_that_peft_would_train_by_task_type_must_be_named(task_type: str) -> None:
+    with pytest.raises(SpecError, match=r"modules_to_save=\['classifier'\]"):
+        AdapterSpec.from_peft({"r": 2, "target_modules": ["query"], "task_type": task_type})
+    spec = AdapterSpec.from_peft(
+        {"r": 2, "target_modules": ["query"], "task_type": task_type, "modules_to_save": ["classifier"]}
+    )
+    assert spec.modules_to_save == ("classifier",)

@@ -10,7 +10,7 @@ from asymlora.errors import AttachError, NoTargetError, RankError
 from asymlora.layers import LinearAdapter
 from asymlora.spec import AdapterSpec
 from asymlora.targets import match_saved_modules, match_targets
-from cases import MODELS
+from cases import MODELS, ModelCase
 
 
 class Net(nn.Module):
@@ -58,6 +58,33 @@ def test_all_linear_leaves_out_the_output_head_of_a_language_model() -> None:
     chosen = _match(llama)
     assert "lm_head" not in chosen
     assert len(chosen) == 2 * 7
+
+
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_all_linear_stays_in_the_trunk_of_a_transformers_model(case: ModelCase) -> None:
+    model = case.build()
+    chosen = _match(model)
+    trunk = f"{model.base_model_prefix}."
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    assert chosen == [n for n in linear if n.startswith(trunk)]
+    assert any(not n.startswith(trunk) for n in linear)
+
+
+def test_a_tied_module_cannot_be_trained_in_full() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    llama = next(case for case in MODELS if case.name == "llama").build()
+    tied = LlamaForCausalLM(LlamaConfig(**{**llama.config.to_dict(), "tie_word_embeddings": True}))
+    with pytest.raises(AttachError, match=r"model\.embed_tokens\.weight = lm_head\.weight"):
+        match_saved_modules(tied, ("lm_head",))
+    assert match_saved_modules(llama, ("lm_head",)) == ("lm_head",)
+
+
+def test_a_layer_whose_weight_is_computed_anew_is_refused() -> None:
+    model = nn.ModuleDict({"normed": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "plain": nn.Linear(4, 4)})
+    assert _match(model) == ["plain"]
+    with pytest.raises(NoTargetError, match="cannot take an adapter"):
+        _match(model, targets=("normed",))
 
 
 def test_no_linear_layer_at_all() -> None:

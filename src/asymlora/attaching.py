@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -61,12 +61,14 @@ def attach(model: M, spec: AdapterSpec) -> M:
     return _install(model, spec, factors, saved)
 
 
-def load_adapter(model: M, folder: str | Path) -> M:
+def load_adapter(model: M, folder: str | Path, *, modules_to_save: Sequence[str] | None = None) -> M:
     """Put the adapter of a folder on a model, in place.
 
     Args:
         model: The base model, without an adapter.
         folder: Written by `save_adapter` or by PEFT.
+        modules_to_save: Endings of the paths of modules that the file may overwrite; None: the modules that its
+            configuration lists, by whole parts of their paths.
 
     Returns:
         The same model. Of a folder that PEFT wrote, both factors are trained.
@@ -78,7 +80,7 @@ def load_adapter(model: M, folder: str | Path) -> M:
     file = read_adapter(folder)
     if find_attached(model) is not None:
         raise AlreadyAttachedError("This model carries an adapter already. Call asymlora.detach(model) first.")
-    spec = match_spec(model, file)
+    spec = match_spec(model, file, modules_to_save)
     saved = match_saved_modules(model, spec.modules_to_save)
     named = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n in file.factors}
     # Of the model's own shapes, so that `fill` sees where the file's differ.
@@ -171,7 +173,8 @@ def merge(model: M) -> M:
         The same model, plain: no adapter layer is left.
 
     Raises:
-        AttachError: A base weight is shared with another module, which the merge would change too.
+        AttachError: A base weight is shared with another module, which the merge would change too, or a merged weight
+            would not be finite in the base's dtype.
     """
     root, _ = attached(model)
     owners: dict[int, list[str]] = {}
@@ -181,9 +184,15 @@ def merge(model: M) -> M:
     if tied:
         listed = "; ".join(" = ".join(names) for names in tied)
         raise AttachError(f"Merging would change a weight that other modules share: {listed}. Untie it first.")
-    for site in sites(root):
-        with torch.no_grad():
-            site.weight.copy_(merged_weight(site.weight, site.A, site.B, scaling=site.scaling))
+    merged = ((s, merged_weight(s.weight, s.A, s.B, scaling=s.scaling)) for s in sites(root))
+    if bad := [f"{s.name} ({weight.dtype})" for s, weight in merged if not torch.isfinite(weight).all()]:
+        raise AttachError(
+            f"Merged weights are not finite at {', '.join(bad[:3])}: the sum overflows the base's type, or a factor"
+            " holds NaN. Load the base in a wider type; nothing was changed."
+        )
+    with torch.no_grad():
+        for s in sites(root):
+            s.weight.copy_(merged_weight(s.weight, s.A, s.B, scaling=s.scaling))
     return detach(model)
 
 

@@ -31,7 +31,10 @@ CONFIG_FILE, WEIGHTS_FILE, OWN_FILE, CARD_FILE = (
     "README.md",
 )
 _PREFIX = "base_model.model."
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _FACTORS = ("lora_A", "lora_B")
+_FORMAT = 1
 _PEFT_VERSION = "0.21.2"  # whose format this is
 _PEFT_EMPTY = (
     *("alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config", "exclude_modules"),
@@ -79,18 +82,31 @@ def save_adapter(
 
     Returns:
         The folder.
+
+    Raises:
+        WholeModelSaveError: ``model`` holds the attached model as a part; names in the file would not be its own.
     """
     root, record = attached(model)
+    _refuse_parent(model, root)
     folder = Path(folder)
     if base_model is None:
         base_model = getattr(getattr(root, "config", None), "name_or_path", None) or None
     with staged_folder(folder, last=CONFIG_FILE) as staging:
         save_file(adapter_tensors(root), staging / WEIGHTS_FILE, metadata={"format": "pt"})
-        own = {"asymlora_version": __version__, "format": 1, "spec": record.spec.to_dict()}
+        own = {"asymlora_version": __version__, "format": _FORMAT, "spec": record.spec.to_dict()}
         _write_json(staging / OWN_FILE, own)
         (staging / CARD_FILE).write_text(_card(record.spec, base_model), encoding="utf-8")
         _write_json(staging / CONFIG_FILE, peft_config(root, record, base_model=base_model, task_type=task_type))
     return folder
+
+
+def _refuse_parent(model: nn.Module, root: nn.Module) -> None:
+    path = next(name for name, module in model.named_modules() if module is root)
+    if path and not set(path.split(".")) <= _WRAPPERS:
+        raise WholeModelSaveError(
+            f"The adapter is attached to the part {path!r} of this {type(model).__name__}, and would load on that part"
+            " only. Save it from there, or attach to the whole model."
+        )
 
 
 def peft_config(
@@ -188,13 +204,18 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     for name, (A, B) in factors.items():
         if A.shape[0] != spec.rank or B.shape[1] != spec.rank:
             problems.append(f"{name}: A is {tuple(A.shape)} and B {tuple(B.shape)}, but the rank is {spec.rank}")
+    problems += [
+        f"{k}: is {t.dtype}, not a float of 16 or 32 bits" for k, t in tensors.items() if t.dtype not in _DTYPES
+    ]
     problems += [f"{key}: holds NaN or infinity" for key, t in tensors.items() if not torch.isfinite(t).all()]
     if not factors:
         problems.append("no tensor is a LoRA factor")
     if problems:
         raise AdapterFileError(f"{folder} cannot be used: {'; '.join(problems)}. Save the adapter again.")
-    heads = tuple(config.get("modules_to_save") or ())
-    return AdapterFile(folder=folder, spec=spec, factors=factors, modules=modules, modules_to_save=heads)
+    heads = config.get("modules_to_save") or []
+    if not isinstance(heads, list) or not all(isinstance(head, str) and head for head in heads):
+        raise AdapterFileError(f"{folder / CONFIG_FILE}: modules_to_save is {heads!r}; a list of names is needed.")
+    return AdapterFile(folder=folder, spec=spec, factors=factors, modules=modules, modules_to_save=tuple(heads))
 
 
 def _read_spec(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> AdapterSpec:
@@ -215,7 +236,12 @@ def _read_spec(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) 
         spec = AdapterSpec.from_peft(plain)
         if not own:
             return spec
-        stated = AdapterSpec.from_dict(own.get("spec", {}))
+        if own.get("format") != _FORMAT or not isinstance(own.get("spec"), dict):
+            raise AdapterFileError(
+                f"{folder / OWN_FILE} is of format {own.get('format')!r}; this version reads {_FORMAT}. Update"
+                " asymlora, or delete the file: the folder is complete without it."
+            )
+        stated = AdapterSpec.from_dict(own["spec"])
     except (SpecError, UnknownKeyError) as error:
         raise AdapterFileError(f"{folder}: {error}") from None
     if (stated.rank, stated.scaling_factor) != (spec.rank, spec.scaling_factor):
@@ -279,12 +305,13 @@ def fill(model: nn.Module, file: AdapterFile) -> None:
             value.copy_(given[key])
 
 
-def match_spec(model: nn.Module, file: AdapterFile) -> AdapterSpec:
+def match_spec(model: nn.Module, file: AdapterFile, allowed: Sequence[str] | None = None) -> AdapterSpec:
     """Return the spec of an adapter file with the trained modules that its tensors name and the model has.
 
     Args:
         model: The base model.
         file: What `read_adapter` returned.
+        allowed: Endings of the module paths that the file may overwrite; None: those that it lists, by whole parts.
 
     Returns:
         The spec; PEFT lists heads that a model may lack, which are dropped.
@@ -292,13 +319,17 @@ def match_spec(model: nn.Module, file: AdapterFile) -> AdapterSpec:
     Raises:
         AdapterFileError: A tensor is neither a factor nor part of a module that the configuration lists.
     """
-    # PEFT's rule for these is a bare endswith: "norm" is also "input_layernorm".
-    paths = [n for n, _ in model.named_modules() if any(n.endswith(ending) for ending in file.modules_to_save)]
+    # PEFT's own rule for these is a bare endswith ("r" is also "pooler"), so a file could reach any module: by whole
+    # parts of the path, unless the caller names what the file may overwrite.
+    matches = ends_with if allowed is None else str.endswith
+    endings = file.modules_to_save if allowed is None else tuple(allowed)
+    paths = [n for n, _ in model.named_modules() if any(matches(n, ending) for ending in endings)]
     heads = sorted({path for path in paths for key in file.modules if key.startswith(path + ".")})
     if stray := [key for key in file.modules if not any(key.startswith(head + ".") for head in heads)]:
         raise AdapterFileError(
             f"{file.folder}: {', '.join(stray[:5])} would overwrite the base model. Only factors, and the modules that"
-            f" modules_to_save lists ({', '.join(file.modules_to_save) or 'none'}), may be in an adapter file."
+            f" modules_to_save lists ({', '.join(endings) or 'none'}), may be in an adapter file. If you trust it, name"
+            " them: load_adapter(..., modules_to_save=[...])."
         )
     return replace(file.spec, modules_to_save=tuple(heads))
 
@@ -379,7 +410,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterFileError(f"{path}: {_missing_or(path, error)}") from None
     if not isinstance(content, dict):
         raise AdapterFileError(f"{path}: holds a {type(content).__name__}; an object is needed.")

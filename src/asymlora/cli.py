@@ -10,7 +10,14 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from asymlora import __version__
-from asymlora.errors import AsymloraError, MissingPackageError, SpecError, UnknownKeyError, nearest
+from asymlora.errors import (
+    AsymloraError,
+    MissingPackageError,
+    NothingToResumeError,
+    SpecError,
+    UnknownKeyError,
+    nearest,
+)
 from asymlora.schema import to_mapping
 from asymlora.spec import PEFT_NAMES
 
@@ -32,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AsymloraError as error:
         print(f"asymlora: {error}", file=sys.stderr)
         return EXIT_ERROR
+    except OSError as error:
+        print(f"asymlora: {error}. Nothing half-written was left under a final name.", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _run(argv: list[str]) -> int:
@@ -66,7 +79,12 @@ def _finetune(options: dict[str, Any]) -> int:
     if resume and not file and not options:
         folder = claim(run["output"], resume=True, overwrite=overwrite)
         run["output"] = folder.path
-        recipe = stored_recipe(folder.path) if folder.resumes else Recipe()
+        if not folder.resumes:
+            raise NothingToResumeError(
+                f"There is no run in {folder.path} to go on with. Begin it without --resume, or repeat its recipe and"
+                " options beside --resume."
+            )
+        recipe = stored_recipe(folder.path)
     else:
         recipe = Recipe.load(file, options) if file else Recipe.from_dict(options)
 
@@ -80,8 +98,8 @@ def _finetune(options: dict[str, Any]) -> int:
             finetune = _load("asymlora.train.run").finetune
             result = finetune(recipe, output=run["output"], resume=resume, overwrite=overwrite, observer=display)
         except KeyboardInterrupt:
-            where = f" --output {display.folder}" if display.folder else ""
-            print(f"\nInterrupted. Go on with: asymlora finetune{where} --resume", file=sys.stderr)
+            how = f" Go on with: asymlora finetune --output {display.folder} --resume" if display.folder else ""
+            print(f"\nInterrupted.{how}", file=sys.stderr)
             return EXIT_INTERRUPTED
     console.print()
     console.print(closing_table(result.to_dict(), to_mapping(recipe.adapter)))
@@ -94,7 +112,7 @@ def _predict(options: dict[str, Any]) -> int:
     _load("asymlora.train.callbacks").quiet_transformers()
     run = _load("asymlora.train.saved_run").load_run(options["run"])
     for prediction in run.predict(options["text"]):
-        print(f"{prediction.label}\t{prediction.probability:.3f}\t{prediction.text}")
+        print(f"{prediction.label}\t{prediction.probability:.3f}\t{' '.join(prediction.text.split())}")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import Tensor, nn
 
@@ -55,6 +57,23 @@ class LinearAdapter(nn.Module):
             return out
         kept = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return add_low_rank(out, kept, self.lora_A, self.lora_B, scaling=self.scaling)
+
+    # The base's tensors keep the names that they have without the adapter. A whole-model save of a parent that does not
+    # know of the adapter then still loads as the base model, where `query.base_layer.weight` would leave
+    # `query.weight` to be drawn at random.
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the tensors of base and factors, the base's under the names that they have without the adapter."""
+        held = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        for key in [key for key in held if key.startswith(f"{prefix}base_layer.")]:
+            held[prefix + key.removeprefix(f"{prefix}base_layer.")] = held.pop(key)
+        return held
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        own = tuple(prefix + name for name in ("lora_A", "lora_B", "base_layer."))
+        for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(own)]:
+            state_dict[f"{prefix}base_layer.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def rank(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -83,6 +84,8 @@ def param_groups(
         "other": lr,
     }
     _refuse_bad_rates(rates, {"A": lr_A, "B": lr_B}, labelled)
+    if lr_head is not None and not (labelled["head"] or labelled["norm"]):
+        raise SpecError(f"lr_head={lr_head} is given, but nothing is trained in full beside the factors; leave it out.")
     decays = _decays(weight_decay)
     return [
         {"name": label, "params": labelled[label], "lr": rates[label], "weight_decay": decays[label]}
@@ -96,7 +99,8 @@ def _refuse_bad_rates(
     absolute: Mapping[Label, float | None],
     labelled: Mapping[Label, list[nn.Parameter]],
 ) -> None:
-    problems = [f"the rate of {label} is {rate}; it must be above 0" for label, rate in rates.items() if not rate > 0]
+    wrong = {label: rate for label, rate in rates.items() if not 0 < rate < math.inf}
+    problems = [f"the rate of {label} is {rate}; it must be above 0" for label, rate in wrong.items()]
     problems += [
         f"lr_{label}={rate} is given, but {label} is frozen; leave it out or train {label}"
         for label, rate in absolute.items()
@@ -113,7 +117,7 @@ def _decays(weight_decay: float | Mapping[Label, float]) -> dict[Label, float]:
     else:
         unknown = []
         decays = {**dict.fromkeys(_LABELS, float(weight_decay)), "norm": 0.0}
-    if unknown or min(decays.values()) < 0:
+    if unknown or not all(0 <= decay < math.inf for decay in decays.values()):
         raise SpecError(
             f"weight_decay={weight_decay!r}: needed is a number of at least 0, or one for some of {', '.join(_LABELS)}."
         )

@@ -236,6 +236,8 @@ class AdapterSpec:
             SpecError: The configuration asks for something that this library cannot honour; every such key is named.
         """
         given = cast(Any, config)
+        if not (hasattr(given, "to_dict") or hasattr(given, "keys")):
+            raise SpecError(f"from_peft takes a LoraConfig or a mapping of its keys, not {type(given).__name__}.")
         values = cast("dict[str, Any]", dict(given.to_dict() if hasattr(given, "to_dict") else given))
         _refuse_peft_variants(values)
         targets = cast("str | list[str]", values["target_modules"])
@@ -358,6 +360,11 @@ def _refuse_peft_variants(values: Mapping[str, Any]) -> None:
     targets = values.get("target_modules")
     if targets is None or (isinstance(targets, str) and targets != ALL_LINEAR):
         problems.append(f"target_modules={targets!r} (a list of names or 'all-linear' is needed)")
+    if values.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and not values.get("modules_to_save"):
+        problems.append(
+            f"task_type={getattr(values['task_type'], 'value', values['task_type'])!r} with no modules_to_save (PEFT"
+            " would train the head by itself; name it, for instance modules_to_save=['classifier'])"
+        )
     if problems:
         raise SpecError(
             f"This PEFT config is not plain LoRA as asymlora can run it: {', '.join(problems)}. Change these keys, or"

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from asymlora.errors import AttachError, NoTargetError, RankError
 from asymlora.spec import ALL_LINEAR, AdapterSpec
@@ -37,6 +38,7 @@ def match_saved_modules(model: nn.Module, endings: Sequence[str]) -> tuple[str, 
 
     Raises:
         NoTargetError: An ending matches nothing, or only modules without parameters.
+        AttachError: A parameter in a matching module is shared with another place.
     """
     paths: list[str] = []
     missing: list[str] = []
@@ -51,7 +53,23 @@ def match_saved_modules(model: nn.Module, endings: Sequence[str]) -> tuple[str, 
         raise NoTargetError(
             f"modules_to_save={tuple(missing)} matches no module with parameters. Modules here: {', '.join(owners)}."
         )
-    return tuple(n for n in paths if not any(n.startswith(other + ".") for other in paths))
+    outermost = tuple(n for n in paths if not any(n.startswith(other + ".") for other in paths))
+    _refuse_tied(model, outermost)
+    return outermost
+
+
+def _refuse_tied(model: nn.Module, saved: Sequence[str]) -> None:
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].append(name)
+    inside = tuple(f"{path}." for path in saved)
+    tied = [names for names in owners.values() if len(names) > 1 and any(n.startswith(inside) for n in names)]
+    if tied and inside:
+        listed = "; ".join(" = ".join(names) for names in tied)
+        raise AttachError(
+            f"modules_to_save would train weights that stand in several places ({listed}), and an adapter file cannot"
+            " say so. Untie them, or give these layers an adapter instead."
+        )
 
 
 def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> dict[str, nn.Linear]:
@@ -71,8 +89,7 @@ def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> 
     """
     possible = _adaptable(model, saved)
     if spec.targets == ALL_LINEAR:
-        head = _output_head(model)
-        chosen = {name: layer for name, layer in possible.items() if layer is not head}
+        chosen = {name: layer for name, layer in possible.items() if not _is_head(model, name)}
         missing = () if chosen else (ALL_LINEAR,)
     else:
         chosen = {n: m for n, m in possible.items() if any(ends_with(n, t) for t in spec.targets)}
@@ -97,17 +114,16 @@ def _adaptable(model: nn.Module, saved: Sequence[str]) -> dict[str, nn.Linear]:
         if name
         and isinstance(module, nn.Linear)
         and id(module) not in deaf
+        and not is_parametrized(module)  # a weight that is computed anew cannot be merged into
         and not any(name == path or name.startswith(path + ".") for path in saved)
     }
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
-    getter = getattr(model, "get_output_embeddings", None)
-    try:
-        head = getter() if callable(getter) else None
-    except NotImplementedError:
-        head = None
-    return head if isinstance(head, nn.Module) else None
+def _is_head(model: nn.Module, name: str) -> bool:
+    # transformers' models hold their trunk under a name of its own; what stands beside it is a head.
+    trunk = getattr(model, "base_model_prefix", "")
+    held = trunk and isinstance(getattr(model, trunk, None), nn.Module)
+    return bool(held) and not name.startswith(f"{trunk}.")
 
 
 def _why_not(model: nn.Module, missing: Sequence[str], possible: dict[str, nn.Linear]) -> str:

@@ -291,3 +291,14 @@ def test_too_few_to_divide_says_how_many_and_what_to_do(
 def test_part_of_which_every_text_stands_elsewhere_is_refused_by_its_name() -> None:
     with pytest.raises(EmptyDataError, match="No train row is left"):
         _divide(_table(_rows(4), validation=_rows(4), test=_rows(4)))
+
+
+def test_texts_that_differ_in_surrounding_space_only_are_one_text() -> None:
+    rows = {"text": ["good", "bad", "fine"], "label": ["a", "b", "a"]}
+    test = {"text": ["good ", " new"], "label": ["a", "b"]}
+    validation = {"text": ["other"], "label": ["a"]}
+    parts = {"train": {"text": [*rows["text"], "poor"], "label": [*rows["label"], "b"]}}
+    table = Table(parts={**parts, "validation": validation, "test": test}, text="text", label="label", group=None)
+    made = divide(table, validation_fraction=0.1, test_fraction=0.1, seed=0)
+    assert made.train.texts == ["bad", "fine", "poor"]
+    assert made.dropped == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import asymlora as al
 from asymlora.errors import (
     BothFrozenError,
     BothZeroError,
+    DataError,
     DataNotFoundError,
     DiskSpaceError,
     DivergedError,
@@ -27,8 +29,8 @@ from asymlora.errors import (
     UnseenLabelError,
     UnwritableFolderError,
 )
+from asymlora.tasks.classifiers import load_classifier
 from asymlora.tasks.inputs import ModelRecipe
-from asymlora.tasks.text_classification import load_classifier
 from asymlora.train.recipe import Recipe
 from asymlora.train.run import finetune
 from cases import small_reviews
@@ -270,6 +272,106 @@ class TestBadInputIsFoundBeforeAnythingIsWritten:
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(UnwritableFolderError, match="cannot be written"):
             finetune(recipe, output=tmp_path / "file" / "run")
+
+
+class _StopError(Exception):
+    pass
+
+
+def _interrupted_at_the_end(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise _StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("asymlora.train.run._test", stop)
+        with pytest.raises(_StopError):
+            finetune(recipe, output=folder)
+
+
+def test_a_run_interrupted_after_its_last_step_takes_no_step_more(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A constant rate, so that one step more would show; 13 steps, so that it would not be at the end of an epoch.
+    recipe = _changed(small_recipe, train={"schedule": "constant", "steps": 13})
+    whole = finetune(recipe, output=tmp_path / "whole")
+    _interrupted_at_the_end(recipe, tmp_path / "cut", monkeypatch)
+    resumed = finetune(recipe, output=tmp_path / "cut", resume=True)
+    assert (resumed.steps, resumed.best_step, resumed.accuracy) == (13, whole.best_step, whole.accuracy)
+    weights = [(tmp_path / n / "adapter" / "adapter_model.safetensors").read_bytes() for n in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_resuming_with_other_rows_is_refused(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: Callable[..., Path]
+) -> None:
+    recipe = _changed(small_recipe)
+    _interrupted_at_the_end(recipe, tmp_path / "run", monkeypatch)
+    changed = [*small_reviews()[:-1], {"text": "quite good", "label": "fresh", "film": "film 1"}]
+    Path(recipe.data.name).write_bytes(write_rows(changed, "changed.csv").read_bytes())
+    with pytest.raises(DataError, match="are others than when the run"):
+        finetune(recipe, output=tmp_path / "run", resume=True)
+
+
+def test_a_damaged_baseline_is_measured_again(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _changed(small_recipe)
+    whole = finetune(recipe, output=tmp_path / "whole")
+    _interrupted_at_the_end(recipe, tmp_path / "run", monkeypatch)
+    (tmp_path / "run" / "checkpoints" / "head_alone.json").write_text("garbage")
+    resumed = finetune(recipe, output=tmp_path / "run", resume=True)
+    assert (resumed.accuracy, resumed.gain) == (whole.accuracy, whole.gain)
+
+
+def test_a_base_without_a_pooler_gives_the_runs_model_again(
+    small_recipe: dict[str, Any], tmp_path: Path, small_encoder: Path
+) -> None:
+    from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
+
+    from asymlora.train.saved_run import load_run
+
+    torch.manual_seed(0)
+    BertForMaskedLM(AutoConfig.from_pretrained(small_encoder)).save_pretrained(tmp_path / "mlm")
+    AutoTokenizer.from_pretrained(small_encoder).save_pretrained(tmp_path / "mlm")
+    recipe = _changed(small_recipe, model={"name": str(tmp_path / "mlm"), "pooling": "native"})
+    finetune(recipe, output=tmp_path / "run")
+    answers = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        answers.append(load_run(tmp_path / "run").predict(["a good film"])[0].probability)
+    assert answers[0] == answers[1]
+
+
+def test_two_processes_cannot_run_in_one_folder(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    recipe = _changed(small_recipe)
+    _interrupted_at_the_end(recipe, tmp_path / "run", monkeypatch)
+    handle = os.open(tmp_path / "run", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(RunExistsError, match="Another process is running"):
+                finetune(recipe, output=tmp_path / "run", **options)
+    finally:
+        os.close(handle)
+    assert finetune(recipe, output=tmp_path / "run", resume=True).resumed
+
+
+def test_an_empty_folder_the_current_one_and_a_link_are_fine_places(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("empty", "here", "target"):
+        (tmp_path / name).mkdir()
+    finetune(recipe, output=tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "here")
+    finetune(recipe, output=".")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    finetune(recipe, output=tmp_path / "link")
+    finetune(recipe, output=tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert all((tmp_path / name / "result.json").is_file() for name in ("empty", "here", "target"))
 
 
 def test_divergence_names_step_and_rate_and_leaves_a_run_to_resume(

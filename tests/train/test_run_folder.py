@@ -39,7 +39,8 @@ MARGIN = run_folder._MARGIN_BYTES
 
 
 def _unfinished(path: Path, recipe: Recipe = RECIPE) -> Path:
-    RunFolder(path=path).begin(recipe)
+    with RunFolder(path=path).begun(recipe):
+        pass
     return path
 
 
@@ -162,7 +163,8 @@ def test_begun_run_holds_recipe_environment_and_a_place_for_checkpoints(empty: b
     path = tmp_path / "deep" / "run"
     if empty:
         path.mkdir(parents=True)
-    claim(path, resume=False, overwrite=False).begin(RECIPE)
+    with claim(path, resume=False, overwrite=False).begun(RECIPE):
+        pass
     assert {item.name for item in path.iterdir()} == {"recipe.yaml", "environment.json", "checkpoints"}
     assert (path / "recipe.yaml").read_text() == RECIPE.to_yaml()
     assert stored_recipe(path) == RECIPE
@@ -177,7 +179,8 @@ def test_replaced_run_is_gone_only_when_the_new_one_begins(make: Any, tmp_path: 
     (path / "adapter" / "old.safetensors").write_bytes(b"old")
     folder = claim(path, resume=False, overwrite=True)
     assert (path / "adapter" / "old.safetensors").exists()
-    folder.begin(Recipe(train=TrainRecipe(steps=9)))
+    with folder.begun(Recipe(train=TrainRecipe(steps=9))):
+        pass
     assert {item.name for item in path.iterdir()} == {"recipe.yaml", "environment.json", "checkpoints"}
     assert stored_recipe(path).train.steps == 9
     assert [item.name for item in tmp_path.iterdir()] == ["run"]
@@ -192,7 +195,8 @@ def test_resumed_run_keeps_its_files_and_loses_the_leftovers_of_the_interruption
     (path / "checkpoints" / ".incomplete-checkpoint-8").mkdir()
     (path / "checkpoints" / ".incomplete-checkpoint-8" / "weights").write_bytes(b"half")
     kept = {name: data for name, data in _content(path).items() if "incomplete" not in name}
-    claim(path, resume=True, overwrite=False).begin(Recipe(train=TrainRecipe(steps=99)))
+    with claim(path, resume=True, overwrite=False).begun(Recipe(train=TrainRecipe(steps=99))):
+        pass
     assert _content(path) == kept
     assert not (path / "checkpoints" / ".incomplete-checkpoint-8").exists()
 
@@ -200,7 +204,8 @@ def test_resumed_run_keeps_its_files_and_loses_the_leftovers_of_the_interruption
 def test_resumed_run_without_a_checkpoint_folder_gets_one(tmp_path: Path) -> None:
     path = _unfinished(tmp_path / "run")
     (path / "checkpoints").rmdir()
-    claim(path, resume=True, overwrite=False).begin(RECIPE)
+    with claim(path, resume=True, overwrite=False).begun(RECIPE):
+        pass
     assert (path / "checkpoints").is_dir()
 
 

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 import asymlora as al
 from asymlora.atomic import STAGING_PREFIX
-from asymlora.errors import DivergedError
+from asymlora.errors import AttachError, DivergedError
 from asymlora.train.trainer import AdapterTrainer, checkpoints, last_checkpoint
 from cases import MODELS
 
@@ -32,7 +32,7 @@ def _model(preset: str = "b_only") -> nn.Module:
 
 
 def _trainer(folder: Path, model: nn.Module | None = None, **options: Any) -> AdapterTrainer:
-    own = {k: options.pop(k) for k in ("rates", "lengths", "keep_checkpoints") if k in options}
+    own = {k: options.pop(k) for k in ("rates", "lengths") if k in options}
     arguments = TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
@@ -76,7 +76,7 @@ def test_a_checkpoint_holds_adapter_head_optimizer_and_state_and_nothing_else(tm
 def test_resuming_gives_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
     whole, resumed = _model("lora"), _model("lora")
     _trainer(tmp_path / "whole", whole).train()
-    _trainer(tmp_path / "cut", _model("lora"), keep_checkpoints=3).train()
+    _trainer(tmp_path / "cut", _model("lora"), save_total_limit=3).train()
     _trainer(tmp_path / "cut", resumed).train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-4"))
     for one, other in zip(al.sites(whole), al.sites(resumed), strict=True):
         assert torch.equal(one.A, other.A)
@@ -87,7 +87,7 @@ def test_resuming_gives_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> Non
 def test_keeps_the_newest_checkpoints_and_the_best(tmp_path: Path) -> None:
     trainer = _trainer(
         tmp_path,
-        keep_checkpoints=1,
+        save_total_limit=1,
         eval_strategy="steps",
         eval_steps=2,
         load_best_model_at_end=True,
@@ -124,9 +124,14 @@ def test_the_best_checkpoint_is_found_again_after_the_folder_has_moved(tmp_path:
 
 
 def test_incomplete_and_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
-    _trainer(tmp_path, keep_checkpoints=3).train()
+    _trainer(tmp_path, save_total_limit=3).train()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
-    (tmp_path / "checkpoint-6" / "optimizer.pt").unlink()
+    optimizer = tmp_path / "checkpoint-6" / "optimizer.pt"
+    content = optimizer.read_bytes()
+    for damaged in (b"garbage", content[: len(content) // 2]):
+        optimizer.write_bytes(damaged)
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    optimizer.unlink()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     weights = tmp_path / "checkpoint-4" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
@@ -164,6 +169,37 @@ def test_a_weight_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path) 
     with pytest.raises(DivergedError, match=r"query\.lora_B .*holds NaN or infinity.*No checkpoint was written yet"):
         trainer._save_checkpoint(model, None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-1000").mkdir(parents=True)
+    _trainer(tmp_path, save_total_limit=1).train()
+    assert sorted(f.name for f in checkpoints(tmp_path)) == ["checkpoint-1000", "checkpoint-6"]
+
+
+def test_without_a_limit_all_checkpoints_stay(tmp_path: Path) -> None:
+    _trainer(tmp_path).train()
+    assert sorted(f.name for f in checkpoints(tmp_path)) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+class _Deaf(nn.Module):
+    """Reads the weight of its layer and never calls it, as some attention code does."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.inner.weight, self.inner.bias)
+
+
+def test_adapters_on_layers_that_are_never_called_stop_the_run(tmp_path: Path) -> None:
+    model = BERT.build()
+    attention = model.bert.encoder.layer[0].attention.self
+    attention.query = _Deaf(attention.query)
+    al.attach(model, al.AdapterSpec.b_only(rank=2, targets=("query", "query.inner"), modules_to_save=("classifier",)))
+    with pytest.raises(AttachError, match=r"1 adapters have had no gradient .*layer\.0\.attention\.self\.query\.inner"):
+        _trainer(tmp_path, model).train()
 
 
 def test_a_failed_save_leaves_no_checkpoint_and_no_staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

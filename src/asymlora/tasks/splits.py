@@ -96,9 +96,11 @@ def _without_repeats(table: Table, parts: dict[str, Rows]) -> dict[str, Rows]:
     cleaned = dict(parts)
     for part, others in (("train", ("validation", "test")), ("validation", ("test",)), ("test", ("validation",))):
         if part == "train" or part not in table.parts:
-            elsewhere = {text for other in others for text in cleaned[other][table.text]}
+            elsewhere = {str(text).strip() for other in others for text in cleaned[other][table.text]}
             texts = cleaned[part][table.text]
-            cleaned[part] = _rows(cleaned[part], [i for i, text in enumerate(texts) if text not in elsewhere])
+            cleaned[part] = _rows(
+                cleaned[part], [i for i, text in enumerate(texts) if str(text).strip() not in elsewhere]
+            )
     return cleaned
 
 

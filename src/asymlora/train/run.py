@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainingArguments
 from asymlora.atomic import write_file
 from asymlora.attaching import attach, count_parameters, disabled
 from asymlora.checkpoint import WEIGHTS_FILE, adapter_tensors, save_adapter
+from asymlora.errors import DataError
 from asymlora.site_view import saved_modules, sites
 from asymlora.tasks.linear_probe import fit_probe
 from asymlora.tasks.text_classification import (
@@ -100,6 +101,7 @@ class HeadAlone:
         validation_accuracy: On the part that its penalty was chosen on.
         correct: For each test row, in order, 1 if the head alone is right.
         seconds: Seconds for features and fit.
+        data_sha256: Digest of the divided rows, so that a resumed run sees the same.
     """
 
     accuracy: float
@@ -107,6 +109,7 @@ class HeadAlone:
     validation_accuracy: float
     correct: list[int]
     seconds: float
+    data_sha256: str
 
 
 def finetune(
@@ -141,11 +144,17 @@ def finetune(
     watcher.stage(f"Reading {recipe.data.name} and {recipe.model.name}")
     prepared = prepare(recipe.model, recipe.data, head_seed=recipe.train.seed)
     full = sum(p.numel() for p in prepared.model.parameters())
-    in_full = tuple(dict.fromkeys((*recipe.adapter.modules_to_save, prepared.head)))
+    in_full = tuple(dict.fromkeys((*recipe.adapter.modules_to_save, *prepared.heads)))
     attach(prepared.model, replace(recipe.adapter, modules_to_save=in_full))
     folder.check_space(_bytes_to_write(prepared.model, recipe))
-    folder.begin(recipe)
-    watcher.begun(str(folder.path))
+    with folder.begun(recipe):
+        watcher.begun(str(folder.path))
+        return _run(recipe, prepared, folder, watcher, started=started, full=full)
+
+
+def _run(
+    recipe: Recipe, prepared: Prepared, folder: RunFolder, watcher: Observer, *, started: float, full: int
+) -> RunResult:
     checkpoint = last_checkpoint(folder.checkpoints) if folder.resumes else None
     if folder.resumes:
         folder.forget_after(step_of(checkpoint) if checkpoint else -1)
@@ -154,7 +163,10 @@ def finetune(
 
     trainer, recorder = _trainer(prepared, folder, recipe, watcher)
     watcher.stage(f"Training {recipe.train.steps} steps" + (f" from {checkpoint.name}" if checkpoint else ""))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and step_of(checkpoint) >= recipe.train.steps:
+        trainer.restore(checkpoint)  # the Trainer would take one step more
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     train_seconds = recorder.seconds
     watcher.stage("Scoring the test part")
     after, correct = _test(trainer, prepared)
@@ -204,8 +216,14 @@ def _counts(prepared: Prepared) -> str:
 
 def _head_alone(prepared: Prepared, folder: RunFolder, recipe: Recipe, watcher: Observer, *, fresh: bool) -> HeadAlone:
     stored = folder.checkpoints / _HEAD_ALONE
-    if not fresh and stored.is_file():
-        return HeadAlone(**json.loads(stored.read_text(encoding="utf-8")))
+    digest = prepared.digest()
+    if not fresh and (measured := _stored_head_alone(stored)) is not None:
+        if measured.data_sha256 != digest:
+            raise DataError(
+                f"The rows of {recipe.data.name} are others than when the run in {folder.path} began. Give it the same"
+                " data to go on with it, or begin a new run."
+            )
+        return measured
     watcher.stage("Fitting the head alone on features of the frozen model")
     started = time.monotonic()
     parts = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
@@ -226,7 +244,7 @@ def _head_alone(prepared: Prepared, folder: RunFolder, recipe: Recipe, watcher: 
         labels=len(prepared.label_names),
     )
     logits = probe.logits(features["test"])
-    head = saved_modules(prepared.model)[prepared.head]
+    head = saved_modules(prepared.model)[prepared.heads[0]]
     # A head that is no plain linear layer on the mean features cannot take the probe's weights.
     if recipe.train.head_start == "probe" and isinstance(head, nn.Linear) and prepared.pooled_by_mean:
         probe.copy_to(head)
@@ -239,11 +257,19 @@ def _head_alone(prepared: Prepared, folder: RunFolder, recipe: Recipe, watcher: 
         validation_accuracy=probe.validation_accuracy,
         correct=(logits.argmax(-1) == prepared.test.labels).astype(int).tolist(),
         seconds=time.monotonic() - started,
+        data_sha256=digest,
     )
     write_file(stored, json.dumps(asdict(measured)))
     folder.record({"split": "test", "step": 0, "head_alone_accuracy": measured.accuracy})
     watcher.stage(f"Head alone: {measured.accuracy:.1%} on the test part")
     return measured
+
+
+def _stored_head_alone(file: Path) -> HeadAlone | None:
+    try:
+        return HeadAlone(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None  # not there, or damaged: it is measured again
 
 
 def _trainer(
@@ -271,6 +297,7 @@ def _trainer(
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
+        save_total_limit=train.keep_checkpoints,
         load_best_model_at_end=True,
         metric_for_best_model="accuracy",
         greater_is_better=True,
@@ -284,7 +311,6 @@ def _trainer(
         args,
         rates={"lr_A": train.lr_A, "lr_B": train.lr_B, "lr_head": train.lr_head},
         lengths=prepared.train.lengths,
-        keep_checkpoints=train.keep_checkpoints,
         train_dataset=prepared.train,
         eval_dataset=prepared.validation,
         data_collator=prepared.collator,

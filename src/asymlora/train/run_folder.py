@@ -13,7 +13,8 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -44,12 +45,12 @@ _MARGIN_BYTES = 32 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A claimed place for a run. Nothing of an older run is touched before `begin`.
+    """A claimed place for a run. Nothing of an older run is touched before `begun`.
 
     Attributes:
         path: The folder.
         resumes: Whether it holds an unfinished run that is gone on with.
-        replaces: Whether it holds a run that `begin` removes.
+        replaces: Whether it holds a run that `begun` removes.
     """
 
     path: Path
@@ -66,25 +67,44 @@ class RunFolder:
         """Where the adapter stands when the run has ended."""
         return self.path / ADAPTER
 
-    def begin(self, recipe: Recipe) -> None:
-        """Make the folder with its recipe and environment, or clean up the one that is resumed.
+    @contextmanager
+    def begun(self, recipe: Recipe) -> Iterator[None]:
+        """Make the folder with its recipe and environment, or clean up the one that is resumed, and hold it.
 
         Args:
             recipe: The resolved recipe.
+
+        Yields:
+            Nothing; until the block ends no other process can begin or resume a run here.
+
+        Raises:
+            RunExistsError: Another process has begun a run here meanwhile, or is running one.
         """
-        if self.resumes:
-            remove_leftovers(self.path)
-            self.checkpoints.mkdir(exist_ok=True)
-            remove_leftovers(self.checkpoints)
-            return
         if self.replaces:
-            remove_folder(self.path)
-        elif self.path.is_dir():
-            self.path.rmdir()  # claimed as empty
-        with staged_folder(self.path) as staging:
-            write_file(staging / RECIPE, recipe.to_yaml())
-            write_file(staging / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
-        self.checkpoints.mkdir()
+            with _held(self.path):
+                remove_folder(self.path)
+        if not self.resumes:
+            self._make(recipe)
+        with _held(self.path):
+            self.checkpoints.mkdir(exist_ok=True)
+            remove_leftovers(self.path)
+            remove_leftovers(self.checkpoints)
+            yield
+
+    def _make(self, recipe: Recipe) -> None:
+        content = {ENVIRONMENT: json.dumps(environment(), indent=2) + "\n", RECIPE: recipe.to_yaml()}
+        try:
+            if self.path.is_dir() and not any(self.path.iterdir()):
+                for name, text in content.items():
+                    write_file(self.path / name, text)
+                return
+            with staged_folder(self.path) as staging:
+                for name, text in content.items():
+                    write_file(staging / name, text)
+        except OSError as error:
+            if self.path.exists() and (self.path / RECIPE).exists():
+                raise RunExistsError(f"Another process has begun a run in {self.path}. Choose another one.") from error
+            raise
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Append one row to the records, in one write."""
@@ -168,6 +188,8 @@ def claim(output: str | Path | None, *, resume: bool, overwrite: bool) -> RunFol
     if resume and overwrite:
         raise SpecError("resume goes on with a run and overwrite removes it: give one of them.")
     path = Path(output) if output is not None else (_newest_unfinished() if resume else _new_path())
+    if path.is_symlink():
+        path = path.resolve()
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return RunFolder(path=path)  # a run killed before its first file left nothing: it starts again
     finished, begun = (path / RESULT).is_file(), (path / RECIPE).is_file()
@@ -238,6 +260,25 @@ def peak_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    # A lock on the folder itself: no file is left behind, and it ends with the process however that ends.
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunExistsError(f"Another process is running the run in {path}. Wait for it, or end it.") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _new_path() -> Path:

@@ -13,15 +13,9 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from asymlora.atomic import staged_folder
 from asymlora.attaching import load_adapter, merge
 from asymlora.errors import RunExistsError, RunFolderError
+from asymlora.tasks.classifiers import load_classifier, load_plain, save_plain, token_limit
 from asymlora.tasks.splits import Part
-from asymlora.tasks.text_classification import (
-    TokenizedTexts,
-    load_classifier,
-    load_plain,
-    predict_logits,
-    save_plain,
-    token_limit,
-)
+from asymlora.tasks.text_classification import TokenizedTexts, predict_logits
 from asymlora.train.run_folder import ADAPTER, RECIPE, RESULT, stored_recipe
 
 

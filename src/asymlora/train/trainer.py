@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from asymlora.atomic import STAGING_PREFIX, publish_folder, remove_folder
 from asymlora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, fill, read_adapter, save_adapter
-from asymlora.errors import AdapterFileError, DivergedError
+from asymlora.errors import AdapterFileError, AttachError, DivergedError
 from asymlora.optim import param_groups
-from asymlora.site_view import find_attached
+from asymlora.site_view import find_attached, sites
 from asymlora.train.batching import LengthGroupedSampler
 
 _STATE_FILE = "trainer_state.json"
+_SILENT_STEPS = 10
 _NEEDED = (CONFIG_FILE, WEIGHTS_FILE, "optimizer.pt", "scheduler.pt", _STATE_FILE)
 
 
@@ -41,7 +44,6 @@ class AdapterTrainer(Trainer):
         args: As for the `Trainer`; ``learning_rate`` and ``weight_decay`` are those of `param_groups`.
         rates: Absolute rates, ``lr_A``, ``lr_B``, ``lr_head``; None for the default of `param_groups`.
         lengths: Tokens of each training row, for batches of similar length; None for the Trainer's own order.
-        keep_checkpoints: Checkpoints kept besides the best.
         **others: As for the `Trainer`.
     """
 
@@ -52,13 +54,15 @@ class AdapterTrainer(Trainer):
         *,
         rates: Mapping[str, float | None] | None = None,
         lengths: list[int] | None = None,
-        keep_checkpoints: int = 1,
         **others: Any,
     ) -> None:
         self.network = model
         self.rates = dict(rates or {})
         self.lengths = lengths
-        self.keep_checkpoints = keep_checkpoints
+        # Rotation is done here, of what this run wrote: the stock one deletes in place, whatever has the right name.
+        self.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
+        self._own_steps: set[int] = set()
+        self._silent: set[str] | None = None
         self._staging: Path | None = None
         # The flag by which the Trainer knows that a quantised model has adapters on it.
         unmarked = find_attached(model) is not None and not getattr(model, "_hf_peft_config_loaded", False)
@@ -101,11 +105,28 @@ class AdapterTrainer(Trainer):
 
         Raises:
             DivergedError: The loss is not finite; the weights are still those of the step before.
+            AttachError: An adapter has had no gradient in the first steps: the model never calls its layer.
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise DivergedError(self._diverged(f"The loss is {loss.item()}"))
+        self._refuse_silent_sites()
         return loss
+
+    def _refuse_silent_sites(self) -> None:
+        # A few steps, as a layer of a mixture of experts may not be called in each.
+        if self._silent is None:
+            self._silent = {site.name for site in sites(self.network)}
+        if not self._silent:
+            return
+        heard = {s.name for s in sites(self.network) if s.A.grad is not None or s.B.grad is not None}
+        self._silent -= heard
+        if self._silent and self.state.global_step + 1 >= min(_SILENT_STEPS, self.state.max_steps):
+            shown = ", ".join(sorted(self._silent)[:3])
+            raise AttachError(
+                f"{len(self._silent)} adapters have had no gradient in {self.state.global_step + 1} steps ({shown}):"
+                " the model does not call these layers, or reads their weights only. Leave them out of adapter.targets."
+            )
 
     def _diverged(self, what: str) -> str:
         groups = self.optimizer.param_groups if self.optimizer else []
@@ -147,9 +168,12 @@ class AdapterTrainer(Trainer):
         if final.exists():
             remove_folder(final)
         publish_folder(staged, final)
-        kept = sorted(checkpoints(final.parent), key=step_of)[-self.keep_checkpoints :]
-        for old in checkpoints(final.parent):
-            if old not in kept and step_of(old) != self.state.best_global_step:
+        self._own_steps.add(self.state.global_step)
+        if self.keep_checkpoints is None:
+            return
+        own = sorted((f for f in checkpoints(final.parent) if step_of(f) in self._own_steps), key=step_of)
+        for old in own[: -self.keep_checkpoints]:
+            if step_of(old) != self.state.best_global_step:
                 remove_folder(old)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -157,10 +181,22 @@ class AdapterTrainer(Trainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         trained = super()._init_training_state(*args, **kwargs)
+        self._own_steps = {step_of(f) for f in checkpoints(Path(str(self.args.output_dir)))}
+        self._own_steps = {step for step in self._own_steps if step <= self.state.global_step}
         # The path in the file is that of the run when it was written; the folder may have moved since.
         best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         return trained
+
+    def restore(self, checkpoint: Path) -> None:
+        """Stand where `train` ended that wrote its last checkpoint: the state of then, and the best step's adapter.
+
+        Args:
+            checkpoint: The checkpoint of the last step.
+        """
+        self.state = TrainerState.load_from_json(str(checkpoint / _STATE_FILE))
+        best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+        fill(self.network, read_adapter(best if best.is_dir() else checkpoint))
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
@@ -179,10 +215,13 @@ def last_checkpoint(folder: Path) -> Path | None:
         if not all(f.is_file() and f.stat().st_size for f in files) or not any(checkpoint.glob("rng_state*.pth")):
             continue
         try:
+            json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
             read_adapter(checkpoint)
-        except AdapterFileError:
+        except (AdapterFileError, ValueError):
             continue
-        return checkpoint
+        # torch.save writes zip archives, whose index stands at the end: a torn one is none.
+        if all(zipfile.is_zipfile(f) for f in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"))):
+            return checkpoint
     return None
 
 
