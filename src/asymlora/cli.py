@@ -64,9 +64,17 @@ def _run(argv: list[str]) -> int:
     try:
         given = parser.parse_args(argv, defaults=False)
     except ArgumentError as error:
-        raise SpecError(f"{' '.join(str(error).split())} See: asymlora --help, asymlora finetune --help.") from None
+        raise SpecError(f"{_readable(str(error))} See: asymlora --help, asymlora finetune --help.") from None
     options = given[given["command"]].as_dict() if given.get(given["command"]) else {}
     return {"finetune": _finetune, "predict": _predict, "merge": _merge}[given["command"]](options)
+
+
+def _readable(message: str) -> str:
+    # jsonargparse names Python's types; a user of the command line knows options and numbers.
+    kinds = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
+    for kind, words in kinds.items():
+        message = message.replace(f"a <class '{kind}'>", words)
+    return " ".join(re.sub(r'Parser key "([\w.]+)":', r"--\1:", message).split())
 
 
 def _finetune(options: dict[str, Any]) -> int:
@@ -205,6 +213,8 @@ def _refuse_unknown_options(argv: list[str]) -> None:
             meant = last.get(name.replace("-", "_").rpartition(".")[2])
             hint = f" Did you mean '--{meant}'?" if meant else nearest(name, known).replace("mean '", "mean '--")
             field = next((k for k in known if ours and k.startswith(f"adapter.{ours.partition('=')[0]}")), None)
+            if name in ("adapter", "preset"):
+                hint = " Did you mean '--adapter.preset'?"
             answer = f" That is PEFT's name for {ours}: --{field}." if field else hint
             raise UnknownKeyError(f"There is no option --{name}.{answer} All options: asymlora finetune --help.")
 

@@ -363,9 +363,21 @@ def test_class_labels_of_the_hub_become_their_names(hub: Hub) -> None:
 def test_unpublished_labels_of_the_hub_are_holes_not_the_last_class(hub: Hub) -> None:
     # -1 is the hub's sign for an unpublished label, and Python's index of the last name.
     rows = {"text": ["a", "b"], "label": [1, 0]}
-    hub(_class_labels("rotten", "fresh"), train=rows, test={"text": ["c"], "label": [-1]})
-    with pytest.raises(DataError, match="1 of 1 rows of the test part of reviews have no 'label'"):
+    hub(_class_labels("rotten", "fresh"), train=rows, test={"text": ["c", "d"], "label": [-1, 0]})
+    with pytest.raises(DataError, match="1 of 2 rows of the test part of reviews have no 'label'"):
         _load("reviews")
+
+
+def test_a_hub_part_without_any_published_label_is_no_part(hub: Hub) -> None:
+    rows = {"text": ["a", "b"], "label": [1, 0]}
+    hub(_class_labels("rotten", "fresh"), train=rows, test={"text": ["c"], "label": [-1]})
+    assert set(_load("reviews").parts) == {"train"}
+
+
+def test_a_text_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": ["a", "b"], "label": "x"}\n{"text": ["c"], "label": "y"}\n')
+    with pytest.raises(DataError, match=r"Column 'text' of .* holds a list; one text or label is needed"):
+        _load(tmp_path / "rows.jsonl")
 
 
 def test_hub_data_set_without_a_train_split_lists_its_splits(hub: Hub) -> None:

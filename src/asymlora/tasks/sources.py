@@ -175,13 +175,15 @@ def load_table(data: DataRecipe) -> Table:
         parts = {"train": read_file(path)}
     elif _is_hub_id(name) and path.suffix not in _READERS:
         parts = _read_hub(name, data.subset)
+        # Test labels that are not published (GLUE's, for instance) make no part; one is held out instead.
+        parts = {part: rows for part, rows in parts.items() if part == "train" or not _all_holes(rows, data.label)}
     else:
         kinds = ", ".join(_READERS)
         raise DataNotFoundError(f"There is no data at {name}. Give a file ({kinds}), a folder, or an id on the hub.")
     for part, rows in parts.items():
         if not rows or not next(iter(rows.values())):
             raise EmptyDataError(f"The {part} part of {name} has no row. Give it at least one row of each label.")
-        _require_columns(name, part, rows, [column for column in (data.text, data.label, data.group) if column])
+        _require_columns(name, part, rows, [data.text, data.label, *([data.group] if data.group else [])])
     parts = {part: _named_labels(rows, data.label) for part, rows in parts.items()}
     return Table(parts=parts, text=data.text, label=data.label, group=data.group)
 
@@ -291,12 +293,19 @@ def _require_columns(name: str, part: str, rows: Rows, columns: Iterable[str]) -
             f"{hints} The {part} part of {name} has: {', '.join(rows)}. Name yours with data.text and data.label."
         )
     for column in columns:
+        odd = next((value for value in rows[column] if isinstance(value, list | dict)), None)
+        if odd is not None:
+            raise DataError(f"Column {column!r} of {name} holds a {type(odd).__name__}; one text or label is needed.")
         holes = [row for row, value in enumerate(rows[column]) if _is_hole(value)]
         if holes:
             raise DataError(
                 f"{len(holes)} of {len(rows[column])} rows of the {part} part of {name} have no {column!r}; the first"
                 f" is row {holes[0] + 1}. Fill or remove these rows."
             )
+
+
+def _all_holes(rows: Rows, column: str) -> bool:
+    return column in rows and all(_is_hole(value) for value in rows[column])
 
 
 def _is_hole(value: object) -> bool:
