@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -141,3 +142,18 @@ def small_reviews(rows: int = 240, *, seed: int = 0) -> list[dict[str, str]]:
         words.insert(draw.randint(0, len(words)), judging)
         made.append({"text": " ".join(words), "label": label, "film": f"film {row % 20}"})
     return made
+
+
+LABELS = ("fresh", "rotten", "unsure")
+TEXTS = ["a warm film", "the plot of the book and song", "dull", "a very good song with a lovely plot", "not bad"]
+
+
+def text_batch(tokenizer: Any, texts: list[str] = TEXTS) -> dict[str, Tensor]:
+    """The texts as one padded batch."""
+    return dict(tokenizer(texts, padding=True, return_tensors="pt"))
+
+
+def text_logits(model: Any, tokenizer: Any, texts: list[str] = TEXTS) -> Tensor:
+    """The model's logits on the texts, in one batch."""
+    with torch.no_grad():
+        return model(**text_batch(tokenizer, texts)).logits

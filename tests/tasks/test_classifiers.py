@@ -21,7 +21,6 @@ from transformers import (
     DataCollatorWithPadding,
     LlamaConfig,
     LlamaModel,
-    PreTrainedTokenizerBase,
 )
 
 from asymlora.attaching import attach, merge
@@ -40,29 +39,7 @@ from asymlora.tasks.classifiers import (
 from asymlora.tasks.inputs import ModelRecipe
 from asymlora.tasks.splits import Part
 from asymlora.tasks.text_classification import TokenizedTexts, pooled_features
-from cases import fill_factors
-
-LABELS = ("fresh", "rotten", "unsure")
-TEXTS = ["a warm film", "the plot of the book and song", "dull", "a very good song with a lovely plot", "not bad"]
-
-
-@pytest.fixture
-def load(small_encoder: Path) -> Callable[..., tuple[Any, PreTrainedTokenizerBase]]:
-    def load(pooling: Any, labels: tuple[str, ...] = LABELS, seed: int = 0) -> tuple[Any, PreTrainedTokenizerBase]:
-        torch.manual_seed(seed)
-        return load_classifier(ModelRecipe(name=str(small_encoder), pooling=pooling), label_names=labels)
-
-    return load
-
-
-def _batch(tokenizer: PreTrainedTokenizerBase, texts: list[str] = TEXTS) -> dict[str, torch.Tensor]:
-    return dict(tokenizer(texts, padding=True, return_tensors="pt"))  # pyright: ignore[reportArgumentType]
-
-
-def _logits(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str] = TEXTS) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**_batch(tokenizer, texts)).logits
-
+from cases import LABELS, TEXTS, fill_factors, text_batch, text_logits
 
 # --- the mean over tokens ------------------------------------------------------------------------------------------
 
@@ -97,7 +74,7 @@ def test_logits_are_the_head_on_the_mean_of_the_encoders_tokens(load: Callable[.
     encoder = AutoModel.from_pretrained(small_encoder).eval()
     weight, bias = model.classifier.weight, model.classifier.bias
     for text in TEXTS:
-        one = _batch(tokenizer, [text])
+        one = text_batch(tokenizer, [text])
         with torch.no_grad():
             mean = encoder(**one).last_hidden_state[0].mean(0)
             by_hand = weight @ mean + bias
@@ -107,36 +84,36 @@ def test_logits_are_the_head_on_the_mean_of_the_encoders_tokens(load: Callable[.
 
 def test_padding_does_not_move_the_logits(load: Callable[..., Any]) -> None:
     model, tokenizer = load("mean")
-    alone = torch.cat([_logits(model, tokenizer, [text]) for text in TEXTS])
+    alone = torch.cat([text_logits(model, tokenizer, [text]) for text in TEXTS])
     # Attention over padded tokens sums in another order: float32 over 16 values in two layers.
-    torch.testing.assert_close(_logits(model, tokenizer), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(text_logits(model, tokenizer), alone, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_is_the_mean_cross_entropy_and_only_given_with_labels(load: Callable[..., Any]) -> None:
     model, tokenizer = load("mean")
     labels = torch.tensor([0, 2, 1, 1, 0])
-    result = model(**_batch(tokenizer), labels=labels)
+    result = model(**text_batch(tokenizer), labels=labels)
     by_hand = -result.logits.log_softmax(-1)[torch.arange(5), labels].mean()
     torch.testing.assert_close(result.loss, by_hand)
-    assert model(**_batch(tokenizer)).loss is None
+    assert model(**text_batch(tokenizer)).loss is None
 
 
 def test_token_types_reach_the_encoder(load: Callable[..., Any]) -> None:
     model, tokenizer = load("mean")
-    batch = _batch(tokenizer)
+    batch = text_batch(tokenizer)
     with torch.no_grad():
         other = model(**{**batch, "token_type_ids": 1 - batch["token_type_ids"]}).logits
         without = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    assert not torch.equal(other, _logits(model, tokenizer))
-    assert torch.equal(without, _logits(model, tokenizer))  # BERT's own default is type 0
+    assert not torch.equal(other, text_logits(model, tokenizer))
+    assert torch.equal(without, text_logits(model, tokenizer))  # BERT's own default is type 0
 
 
 def test_dropout_acts_in_training_only(load: Callable[..., Any]) -> None:
     model, tokenizer = load("mean")
-    assert torch.equal(_logits(model, tokenizer), _logits(model, tokenizer))
+    assert torch.equal(text_logits(model, tokenizer), text_logits(model, tokenizer))
     assert model.dropout.p == model.config.hidden_dropout_prob > 0
     model.train()
-    assert not torch.equal(_logits(model, tokenizer), _logits(model, tokenizer))
+    assert not torch.equal(text_logits(model, tokenizer), text_logits(model, tokenizer))
 
 
 # --- loading -------------------------------------------------------------------------------------------------------
@@ -189,7 +166,7 @@ def test_loaded_classifier_knows_its_labels_and_is_in_evaluation(pooling: str, l
     assert model.config.id2label == {0: "fresh", 1: "rotten", 2: "unsure"}
     assert model.config.label2id == {"fresh": 0, "rotten": 1, "unsure": 2}
     assert not model.training
-    assert _logits(model, tokenizer).shape == (5, 3)
+    assert text_logits(model, tokenizer).shape == (5, 3)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
@@ -258,9 +235,9 @@ def test_decoder_without_a_padding_token_pads_with_its_end_token(decoder: Path) 
     assert tokenizer.pad_token == "[MASK]"
     assert model.config.pad_token_id == tokenizer.pad_token_id
     assert heads == ("score",)
-    alone = torch.cat([_logits(model, tokenizer, [text]) for text in TEXTS])
+    alone = torch.cat([text_logits(model, tokenizer, [text]) for text in TEXTS])
     # The class reads the last token that is no padding: without the id it would refuse the batch or read padding.
-    torch.testing.assert_close(_logits(model, tokenizer), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(text_logits(model, tokenizer), alone, rtol=1e-4, atol=1e-5)
 
 
 # --- plain folders -------------------------------------------------------------------------------------------------
@@ -271,11 +248,11 @@ def test_saved_classifier_loads_with_the_same_logits_bit_for_bit(
     pooling: str, load: Callable[..., Any], tmp_path: Path
 ) -> None:
     model, tokenizer = load(pooling)
-    before = _logits(model, tokenizer)
+    before = text_logits(model, tokenizer)
     save_plain(model, tokenizer, tmp_path, max_tokens=11)
     loaded, its_tokenizer, labels, max_tokens = load_plain(tmp_path)
     assert type(loaded) is type(model)
-    assert torch.equal(_logits(loaded, its_tokenizer), before)
+    assert torch.equal(text_logits(loaded, its_tokenizer), before)
     assert (labels, max_tokens) == (LABELS, 11)
 
 

@@ -21,34 +21,11 @@ from asymlora.errors import DataError, MissingColumnError
 from asymlora.tasks import text_classification
 from asymlora.tasks.classifiers import (
     MeanPooledClassifier,
-    load_classifier,
 )
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.tasks.splits import Part
 from asymlora.tasks.text_classification import TokenizedTexts, accuracy, pooled_features, predict_logits, prepare
-from cases import WORDS_PLAIN
-
-LABELS = ("fresh", "rotten", "unsure")
-TEXTS = ["a warm film", "the plot of the book and song", "dull", "a very good song with a lovely plot", "not bad"]
-
-
-@pytest.fixture
-def load(small_encoder: Path) -> Callable[..., tuple[Any, PreTrainedTokenizerBase]]:
-    def load(pooling: Any, labels: tuple[str, ...] = LABELS, seed: int = 0) -> tuple[Any, PreTrainedTokenizerBase]:
-        torch.manual_seed(seed)
-        return load_classifier(ModelRecipe(name=str(small_encoder), pooling=pooling), label_names=labels)
-
-    return load
-
-
-def _batch(tokenizer: PreTrainedTokenizerBase, texts: list[str] = TEXTS) -> dict[str, torch.Tensor]:
-    return dict(tokenizer(texts, padding=True, return_tensors="pt"))  # pyright: ignore[reportArgumentType]
-
-
-def _logits(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str] = TEXTS) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**_batch(tokenizer, texts)).logits
-
+from cases import TEXTS, WORDS_PLAIN
 
 # --- tokenised texts -----------------------------------------------------------------------------------------------
 
