@@ -106,14 +106,19 @@ def _finetune(options: dict[str, Any]) -> int:
             finetune = _load("asymlora.train.run").finetune
             result = finetune(recipe, output=run["output"], resume=resume, overwrite=overwrite, observer=display)
         except KeyboardInterrupt:
-            how = f" Go on with: asymlora finetune --output {display.folder} --resume" if display.folder else ""
+            how = f" Go on with: {_command()} finetune --output {display.folder} --resume" if display.folder else ""
             print(f"\nInterrupted.{how}", file=sys.stderr)
             return EXIT_INTERRUPTED
     console.print()
     console.print(closing_table(result.to_dict(), to_mapping(recipe.adapter)))
     display.stage(f"\nAdapter: {result.folder}/adapter (PEFT loads it too)")
-    display.stage(f'Next: asymlora predict {result.folder} "a text of yours"')
+    display.stage(f'Next: {_command()} predict {result.folder} "a text of yours"')
     return 0
+
+
+def _command() -> str:
+    # As the user can type it again: `make finetune` calls the one in .venv, which is on no path.
+    return sys.argv[0] if sys.argv[0].startswith(".") else "asymlora"
 
 
 def _predict(options: dict[str, Any]) -> int:

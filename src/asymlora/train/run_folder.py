@@ -92,7 +92,7 @@ class RunFolder:
             yield
 
     def _make(self, recipe: Recipe) -> None:
-        content = {ENVIRONMENT: json.dumps(environment(), indent=2) + "\n", RECIPE: recipe.to_yaml()}
+        content = {RECIPE: recipe.to_yaml(), ENVIRONMENT: json.dumps(environment(), indent=2) + "\n"}
         try:
             if self.path.is_dir() and not any(self.path.iterdir()):
                 for name, text in content.items():
