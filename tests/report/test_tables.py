@@ -27,6 +27,7 @@ RESULT: dict[str, Any] = {
     "total_seconds": 190.2,
     "adapter_bytes": 300 * 1024,
     "peak_memory_bytes": 900 * 2**20,
+    "resumed": False,
 }
 
 
@@ -96,3 +97,10 @@ def test_no_figure_is_cut_on_a_terminal_of_80_columns() -> None:
 def test_name_says_which_factors_are_trained(spec: AdapterSpec, name: str) -> None:
     assert adapter_name(spec.to_dict()) == name
     assert f"adapter ({name}) and head" in _printed(spec)
+
+
+def test_seconds_of_a_resumed_run_are_called_what_they_are() -> None:
+    assert _line(_printed(), "whole command")[1:] == ["190 s"]
+    resumed = _printed(resumed=True)
+    assert "whole command" not in resumed
+    assert _line(resumed, "this command, after an interruption")[1:] == ["190 s"]

@@ -72,7 +72,8 @@ def _cost(result: Mapping[str, Any]) -> Table:
     table.add_row("best step", f"{result['best_step']} of {result['steps']}")
     table.add_row("features and fit of the head alone", f"{result['features_seconds']:.0f} s")
     table.add_row("training, with validation", f"{result['train_seconds']:.0f} s")
-    table.add_row("whole command", f"{result['total_seconds']:.0f} s")
+    command = "this command, after an interruption" if result["resumed"] else "whole command"
+    table.add_row(command, f"{result['total_seconds']:.0f} s")
     table.add_row("adapter file", f"{result['adapter_bytes'] / 1024:,.0f} KiB")
     table.add_row("peak memory of the process", f"{peak / 2**20:,.0f} MiB" if peak else "not known here")
     return table
