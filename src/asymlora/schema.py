@@ -5,6 +5,7 @@ Specs and recipes are dataclasses; files and command lines hold mappings. What s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 import typing
@@ -182,11 +183,9 @@ def _convert_union(options: Sequence[Any], value: Any, *, where: str) -> Any:
 def _convert_scalar(hint: Any, value: Any, *, where: str) -> Any:
     if hint is float:
         # YAML 1.1 reads 1e-4 (no dot) as text, so text that is a number counts as one.
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             if not isinstance(value, bool):
                 return float(value)
-        except (TypeError, ValueError):
-            pass
     elif type(value) is hint:
         return value
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))

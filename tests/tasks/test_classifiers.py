@@ -389,7 +389,7 @@ def test_embedded_model_gives_the_cosines_of_the_shared_notes() -> None:
     items = TokenizedTexts(tokenizer, Part(texts=texts, labels=[0, 1, 2]), max_tokens=64)
     features = pooled_features(model, items, DataCollatorWithPadding(tokenizer))
     unit = {int(i): row / np.linalg.norm(row) for i, row in zip(items.labels, features, strict=True)}
-    # /work/shared/models.md: 0.6674 and -0.0540, tolerance 1e-3.
+    # The figures stated for this package (shared/models.md): 0.6674 and -0.0540, tolerance 1e-3.
     assert unit[0] @ unit[1] == pytest.approx(0.6674, abs=1e-3)
     assert unit[0] @ unit[2] == pytest.approx(-0.0540, abs=1e-3)
     first = next(item for item in items.items if item["labels"] == 0)
