@@ -184,6 +184,7 @@ def merge(model: M) -> M:
     if tied:
         listed = "; ".join(" = ".join(names) for names in tied)
         raise AttachError(f"Merging would change a weight that other modules share: {listed}. Untie it first.")
+    # Formed twice, one site at a time, rather than kept: a second copy of the model would cost more.
     merged = ((s, merged_weight(s.weight, s.A, s.B, scaling=s.scaling)) for s in sites(root))
     if bad := [f"{s.name} ({weight.dtype})" for s, weight in merged if not torch.isfinite(weight).all()]:
         raise AttachError(

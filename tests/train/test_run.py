@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -246,15 +247,14 @@ class TestBadInputIsFoundBeforeAnythingIsWritten:
         recipes = [
             _changed(small_recipe, data={"name": str(write_rows(rows, "wrong.csv")), "seed": seed}) for seed in range(9)
         ]
-        refusals = []
+        refusals: list[str] = []
         for recipe in recipes:  # of nine divisions some hold film 3 out
             try:
-                finetune(recipe, output=tmp_path / "run", overwrite=True)
+                finetune(recipe, output=tmp_path / "run", overwrite=(tmp_path / "run").exists())
             except error as refused:
                 refusals.append(str(refused))
         assert refusals
-        with pytest.raises(error, match=words):
-            raise error(refusals[0])
+        assert all(re.search(words, refusal) for refusal in refusals)
 
     def test_empty_file(self, small_recipe: dict[str, Any], tmp_path: Path) -> None:
         (tmp_path / "empty.csv").write_text("")
@@ -395,9 +395,7 @@ def test_divergence_names_step_and_rate_and_leaves_a_run_to_resume(
     assert finetune(recipe, output=tmp_path / "run", resume=True).resumed
 
 
-def test_a_huge_learning_rate_is_stopped_or_survives_but_never_saves_nan(
-    small_recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_huge_learning_rate_is_stopped_and_leaves_no_adapter(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = _changed(small_recipe, train={"lr": 1e38, "max_grad_norm": 0.0, "warmup_fraction": 0.0})
     with pytest.raises(DivergedError, match=r"Lower train\.lr"):
         finetune(recipe, output=tmp_path / "run")

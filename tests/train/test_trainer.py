@@ -177,6 +177,12 @@ def test_checkpoints_of_others_are_left_alone(tmp_path: Path) -> None:
     assert sorted(f.name for f in checkpoints(tmp_path)) == ["checkpoint-1000", "checkpoint-6"]
 
 
+def test_the_callers_arguments_are_not_written_to(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", save_total_limit=3)
+    trainer = AdapterTrainer(_model(), arguments, train_dataset=_rows())
+    assert (arguments.save_total_limit, trainer.keep_checkpoints) == (3, 3)
+
+
 def test_without_a_limit_all_checkpoints_stay(tmp_path: Path) -> None:
     _trainer(tmp_path).train()
     assert sorted(f.name for f in checkpoints(tmp_path)) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]

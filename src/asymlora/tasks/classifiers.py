@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +27,8 @@ from asymlora.errors import DataNotFoundError
 from asymlora.tasks.inputs import ModelRecipe
 from asymlora.tasks.sources import find_model
 
+T = TypeVar("T")
+
 
 class MeanPooledClassifier(PreTrainedModel):
     """An encoder, the mean of its token features, and a linear head.
@@ -43,7 +45,7 @@ class MeanPooledClassifier(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        self.encoder = _encoder(config)
+        self.encoder = _without_pooler(AutoModel.from_config, config=config)
         self.dropout = nn.Dropout(getattr(config, "hidden_dropout_prob", 0.0) or 0.0)
         self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
         self.post_init()
@@ -63,18 +65,12 @@ class MeanPooledClassifier(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)  # pyright: ignore[reportArgumentType]
 
 
-def _encoder(config: PreTrainedConfig, where: str | None = None, **options: Any) -> Any:
+def _without_pooler(build: Callable[..., T], **options: Any) -> T:
     # Without the layer that reads one token, where the class knows the option: nothing here would use it.
-    for without in ({"add_pooling_layer": False}, {}):
-        try:
-            if where is None:
-                return AutoModel.from_config(config, **without)
-            options |= {"dtype": torch.float32, "output_loading_info": True}
-            return AutoModel.from_pretrained(where, config=config, **without, **options)
-        except TypeError:
-            if not without:
-                raise
-    raise AssertionError
+    try:
+        return build(add_pooling_layer=False, **options)
+    except TypeError:
+        return build(**options)
 
 
 def mean_over_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -133,7 +129,6 @@ def load_with_heads(
 
     Raises:
         DataNotFoundError: There is no such model, or its folder lacks a file or weights.
-        ValueError: Never: it is turned into the above.
     """
     where, folder = find_model(model.name)
     labels = {
@@ -148,19 +143,21 @@ def load_with_heads(
     try:
         config = AutoConfig.from_pretrained(where, **labels, **options)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        if config.is_encoder_decoder:
-            raise ValueError(f"{config.model_type} is an encoder-decoder, which is not classified with here")
+        _require_one_stack(config)
+        loading = {
+            "pretrained_model_name_or_path": where,
+            "config": config,
+            "dtype": torch.float32,
+            "output_loading_info": True,
+            **options,
+        }
         if by_mean:
             network: PreTrainedModel = MeanPooledClassifier(config)
-            network.encoder, report = _encoder(config, where, **options)
+            network.encoder, report = _without_pooler(AutoModel.from_pretrained, **loading)
         else:
+            # A head for other labels is started anew.
             network, report = AutoModelForSequenceClassification.from_pretrained(
-                where,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # a head for other labels is started anew
-                **options,
+                **loading, ignore_mismatched_sizes=True
             )
         _require_words(tokenizer)
         heads = _fresh_heads(network, report)
@@ -181,6 +178,11 @@ def load_with_heads(
         network.config.pad_token_id = tokenizer.pad_token_id
     network.config.name_or_path = model.name
     return network.eval(), tokenizer, heads
+
+
+def _require_one_stack(config: PreTrainedConfig) -> None:
+    if config.is_encoder_decoder:
+        raise ValueError(f"{config.model_type} is an encoder-decoder, which is not classified with here")
 
 
 def _require_words(tokenizer: PreTrainedTokenizerBase) -> None:

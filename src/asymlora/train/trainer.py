@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -60,6 +61,7 @@ class AdapterTrainer(Trainer):
         self.rates = dict(rates or {})
         self.lengths = lengths
         # Rotation is done here, of what this run wrote: the stock one deletes in place, whatever has the right name.
+        args = copy.copy(args)
         self.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         self._own_steps: set[int] = set()
         self._silent: set[str] | None = None
