@@ -7,7 +7,7 @@ from typing import Any, get_args
 import peft
 import pytest
 import torch
-from hypothesis import given, strategies
+from hypothesis import assume, given, strategies
 
 from asymlora.errors import (
     BothFrozenError,
@@ -119,6 +119,7 @@ def test_readme_string_of_the_released_code_trains_B_only() -> None:
     strategies.sampled_from(sorted(SHORTHAND)),
 )
 def test_order_of_the_halves_changes_nothing(down: str, start_A: str, up: str, start_B: str) -> None:
+    assume(start_A[0] != "U" and start_B[0] != "V")
     one, other = f"{down}_{start_A}_{up}_{start_B}", f"{up}_{start_B}_{down}_{start_A}"
     assert factors_named(one) == factors_named(other)
     assert factors_named(one)["A"] == FactorSpec(init=SHORTHAND[start_A], trainable=down == "hA")
@@ -258,7 +259,7 @@ def test_unknown_scaling_rule_lists_the_rules() -> None:
 
 
 def test_unknown_init_lists_the_inits() -> None:
-    with pytest.raises(UnknownNameError, match=r"'gausian'.*'zeros', 'kaiming_uniform', 'gaussian', 'orthonormal'"):
+    with pytest.raises(UnknownNameError, match=r"'gausian'.*'zeros', 'kaiming_uniform', 'gaussian', 'peft_gaussian', 'orthonormal'"):
         FactorSpec(init="gausian")  # pyright: ignore[reportArgumentType]
 
 

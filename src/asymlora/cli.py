@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -193,9 +194,18 @@ def recipe_options(obj: Any, where: str = "") -> Iterator[tuple[str, Any, Any, s
         if is_dataclass(value):
             yield from recipe_options(value, f"{name}.")
         else:
-            # A tuple is typed as a list in brackets, or as one word.
-            hint = list[str] | str if "tuple" in str(hints[field.name]) else hints[field.name]
-            yield name, hint, value, helps[field.name]
+            yield name, _typed(hints[field.name]), value, helps[field.name]
+
+
+def _typed(hint: Any) -> Any:
+    # A tuple is typed as a list in brackets, or as one word; a function cannot be typed, and a name of one would be
+    # imported.
+    if "tuple[tuple" in str(hint):
+        return list[list[str]]
+    if "tuple" in str(hint):
+        return list[str] | str
+    members = [m for m in typing.get_args(hint) if typing.get_origin(m) is not Callable]
+    return members[0] if len(members) == 1 and typing.get_origin(hint) in (typing.Union, types.UnionType) else hint
 
 
 def _attribute_docs(cls: type) -> dict[str, str]:

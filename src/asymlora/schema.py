@@ -24,7 +24,7 @@ def to_mapping(obj: object) -> dict[str, Any]:
     Example:
         >>> from asymlora.spec import FactorSpec
         >>> to_mapping(FactorSpec(init="zeros"))
-        {'init': 'zeros', 'trainable': True, 'lr_ratio': 1.0}
+        {'init': 'zeros', 'trainable': True, 'lr_ratio': 1.0, 'gain': 1.0, 'variance': None, 'component_norm': None}
     """
     return {f.name: _plain(getattr(obj, f.name)) for f in fields(cast(Any, obj))}
 
@@ -137,7 +137,9 @@ def _plain(value: Any) -> Any:
         return to_mapping(value)
     if isinstance(value, tuple | list):
         return [_plain(item) for item in cast(Sequence[Any], value)]
-    return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    return "custom" if callable(value) else value
 
 
 def _convert(hint: Any, value: Any, *, where: str) -> Any:
@@ -154,6 +156,15 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise _WrongTypeError(f"'{where}' is {value!r}; a list is needed")
         return tuple([_convert(options[0], item, where=where) for item in cast("Sequence[Any]", value)])
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise _WrongTypeError(f"'{where}' is {value!r}; a mapping is needed")
+        pairs = cast("Mapping[Any, Any]", value).items()
+        return {_convert(str, k, where=where): _convert(options[1], v, where=_dotted(where, str(k))) for k, v in pairs}
+    if origin is Callable:
+        if callable(value):
+            return value
+        raise _WrongTypeError(f"'{where}' is {value!r}; a function is needed")
     if is_dataclass(hint):
         return _convert_dataclass(cast("type[Any]", hint), value, where=where)
     return _convert_scalar(hint, value, where=where)

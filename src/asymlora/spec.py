@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypedDict, Unpack, cast
 
 from asymlora.errors import (
@@ -21,8 +21,21 @@ from asymlora.errors import (
 )
 from asymlora.schema import answers_wrong_names, from_mapping, refuse_unknown_fields, refuse_values, to_mapping
 
-InitName = Literal["zeros", "kaiming_uniform", "gaussian", "orthonormal"]
+InitName = Literal[
+    "zeros",
+    "kaiming_uniform",
+    "gaussian",
+    "peft_gaussian",
+    "orthonormal",
+    "top_singular",
+    "bottom_singular",
+    "random_singular",
+    "custom",
+]
+ADDRESSED_INITS = ("zeros", "kaiming_uniform", "gaussian", "peft_gaussian", "orthonormal")
+"""Inits whose values follow from (seed, site, factor) alone, so that a file may hold the address instead."""
 ScalingRule = Literal["standard", "rank_stabilized"]
+NonZeroStart = Literal["refuse", "correct_base"]
 ALL_LINEAR = "all-linear"
 
 PEFT_NAMES = {
@@ -42,23 +55,41 @@ class FactorSpec:
     """How one factor starts, whether it is trained, and its share of the learning rate.
 
     Attributes:
-        init: Name of the scheme that draws the start, a row of `asymlora.init.INITS`.
+        init: Name of the scheme that draws the start, a row of `asymlora.init.INITS`, or a function with the signature
+            of those. ``custom`` stands in files for a function, which no file can hold.
         trainable: Whether the optimizer moves it. A frozen factor is a buffer, not a parameter.
         lr_ratio: Factor on the run's learning rate, greater than 0. LoRA+ sets ``B``'s to 2..16.
+        gain: Factor on the variance of the draw, greater than 0 (the standard deviation is multiplied by its root).
+        variance: Mean square of the entries that the start is scaled to; None: as drawn.
+        component_norm: Euclidean norm that each of the ``rank`` components is scaled to (rows of ``A``, columns of
+            ``B``); None: as drawn. A Kaiming ``B`` has columns 6.5 times those of an orthonormal one at 1024/8, so a
+            comparison of the two needs this.
     """
 
-    init: InitName
+    init: InitName | Callable[..., Any]
     trainable: bool = True
     lr_ratio: float = 1.0
+    gain: float = 1.0
+    variance: float | None = None
+    component_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the values.
+        """Check the values."""
+        problems: list[str] = []
+        for name in ("lr_ratio", "gain", "variance", "component_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                problems.append(f"{name}={value} must be a number above 0")
+        if self.variance is not None and self.component_norm is not None:
+            problems.append("variance and component_norm are both given, and each sets the size; give one")
+        if self.starts_at_zero and (self.gain != 1 or self.variance is not None or self.component_norm is not None):
+            problems.append("gain, variance and component_norm scale a start, and init='zeros' has nothing to scale")
+        refuse_values(problems)
 
-        Raises:
-            SpecError: ``lr_ratio`` is not a positive number.
-        """
-        if not (math.isfinite(self.lr_ratio) and self.lr_ratio > 0):
-            raise SpecError(f"lr_ratio={self.lr_ratio}; it multiplies the learning rate and must be above 0.")
+    @property
+    def init_name(self) -> InitName:
+        """Name of the scheme; ``custom`` for a function."""
+        return "custom" if callable(self.init) else self.init
 
     @property
     def starts_at_zero(self) -> bool:
@@ -76,6 +107,30 @@ class AdapterFields(TypedDict, total=False):
     targets: str | tuple[str, ...] | list[str]
     modules_to_save: tuple[str, ...] | list[str]
     seed: int
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    factor_pattern: Mapping[str, str]
+    shared_A: tuple[tuple[str, ...], ...] | list[list[str]]
+    nonzero_start: NonZeroStart
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSpec:
+    """What an `AdapterSpec` says of one site.
+
+    Attributes:
+        A: Down factor.
+        B: Up factor.
+        rank: Width of the bottleneck.
+        alpha: Numerator of the scaling.
+        scaling_factor: The whole multiplier ``s`` on ``B*A``.
+    """
+
+    A: FactorSpec
+    B: FactorSpec
+    rank: int
+    alpha: float
+    scaling_factor: float
 
 
 @answers_wrong_names
@@ -93,6 +148,14 @@ class AdapterSpec:
         targets: ``"all-linear"`` (every linear layer but the output head), or endings of module names.
         modules_to_save: Endings of module names trained in full beside the adapter (heads, norms) and saved with it.
         seed: Seed of the draws; each factor's own draw depends on it, on the layer's name and on the factor only.
+        rank_pattern: Rank by ending of the layer's name, where it differs from ``rank``. The longest ending wins.
+        alpha_pattern: Alpha by ending of the layer's name.
+        factor_pattern: Factors by ending of the layer's name, as a preset (``a_only``) or shorthand: which factor is
+            trained is a choice for each layer.
+        shared_A: Groups of endings, for instance ``(("q_proj", "k_proj", "v_proj"),)``: layers of one parent that read
+            the same input and share one frozen ``A``, whose product with the input is then computed once.
+        nonzero_start: What to do where both factors start non-zero: ``refuse``, or ``correct_base``: subtract
+            ``s*B*A`` from the base weight on attachment, so that the model starts as it was.
 
     Example:
         >>> AdapterSpec.b_only(rank=16).scaling_factor
@@ -112,6 +175,11 @@ class AdapterSpec:
     targets: str | tuple[str, ...] = ALL_LINEAR
     modules_to_save: tuple[str, ...] = ()
     seed: int = 0
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
+    factor_pattern: Mapping[str, str] = field(default_factory=dict, hash=False)
+    shared_A: tuple[tuple[str, ...], ...] = ()
+    nonzero_start: NonZeroStart = "refuse"
 
     def __post_init__(self) -> None:
         """Turn lists into tuples and refuse what could not be trained."""
@@ -122,6 +190,7 @@ class AdapterSpec:
             object.__setattr__(self, name, value if isinstance(value, str) else tuple(value))
         self._check_numbers()
         self._check_factors()
+        self._check_patterns()
 
     def _check_numbers(self) -> None:
         problems: list[str] = []
@@ -151,11 +220,60 @@ class AdapterSpec:
                     f"{name} is frozen at zero, so B*A stays zero and no gradient reaches the other factor. Train"
                     f" {name}, or start it from another init ({other.init} is what the other factor has)."
                 )
-        if not (self.A.starts_at_zero or self.B.starts_at_zero):
+        if self.nonzero_start == "refuse" and not (self.A.starts_at_zero or self.B.starts_at_zero):
             raise NonZeroStartError(
-                f"A ({self.A.init}) and B ({self.B.init}) both start non-zero, so B*A would change the model before the"
-                " first step. Start one of them with init='zeros'."
+                f"A ({self.A.init_name}) and B ({self.B.init_name}) both start non-zero, so B*A would change the model"
+                " before the first step. Start one of them with init='zeros', or set nonzero_start='correct_base' to"
+                " subtract the start from the base weight."
             )
+
+    def _check_patterns(self) -> None:
+        problems = [
+            f"rank_pattern[{ending!r}]={rank!r} must be a whole number of at least 1"
+            for ending, rank in self.rank_pattern.items()
+            if rank < 1
+        ]
+        problems += [
+            f"alpha_pattern[{ending!r}]={alpha!r} must be above 0"
+            for ending, alpha in self.alpha_pattern.items()
+            if not (math.isfinite(alpha) and alpha > 0)
+        ]
+        if not all(ending for pattern in self._patterns().values() for ending in pattern):
+            problems.append("a pattern has an empty key; its keys are endings of module names")
+        grouped = [ending for group in self.shared_A for ending in group]
+        if any(len(group) < 2 for group in self.shared_A) or len(set(grouped)) < len(grouped):
+            problems.append(f"shared_A={self.shared_A!r} must hold groups of two or more endings, each in one group")
+        if self.shared_A and (self.A.trainable or self.A.starts_at_zero):
+            problems.append("shared_A shares a frozen A, but A is trained; train B alone (b_only)")
+        refuse_values(problems)
+        for text in self.factor_pattern.values():
+            # The same checks as for the factors of the whole, with the error's own class.
+            replace(self, **factors_named(text), factor_pattern={}, shared_A=())
+
+    def _patterns(self) -> dict[str, Mapping[str, Any]]:
+        return {name: getattr(self, name) for name in ("rank_pattern", "alpha_pattern", "factor_pattern")}
+
+    def at(self, site: str) -> SiteSpec:
+        """Return what holds at one site, its patterns resolved.
+
+        Args:
+            site: Path of the module in the model.
+
+        Returns:
+            Factors, rank, alpha and scale of that site.
+
+        Example:
+            >>> spec = AdapterSpec.b_only(rank=8, rank_pattern={"v_proj": 2}, factor_pattern={"down_proj": "a_only"})
+            >>> spec.at("layer.0.v_proj").rank, spec.at("layer.0.down_proj").A.trainable
+            (2, True)
+        """
+        text = matching_value(self.factor_pattern, site)
+        factors = factors_named(text) if text else {"A": self.A, "B": self.B}
+        rank = matching_value(self.rank_pattern, site) or self.rank
+        # A site of another rank keeps alpha, as in PEFT; only the default follows the rank.
+        alpha = matching_value(self.alpha_pattern, site) or (float(2 * rank) if self.alpha is None else self.alpha)
+        divisor = rank if self.scaling == "standard" else math.sqrt(rank)
+        return SiteSpec(A=factors["A"], B=factors["B"], rank=rank, alpha=alpha, scaling_factor=alpha / divisor)
 
     @property
     def effective_alpha(self) -> float:
@@ -167,6 +285,12 @@ class AdapterSpec:
         """The whole multiplier ``s`` on ``B*A``."""
         divisor = self.rank if self.scaling == "standard" else math.sqrt(self.rank)
         return self.effective_alpha / divisor
+
+    @property
+    def trains(self) -> dict[str, bool]:
+        """Whether any site may train ``A``, and ``B``, patterns included."""
+        pairs = [{"A": self.A, "B": self.B}, *map(factors_named, self.factor_pattern.values())]
+        return {letter: any(pair[letter].trainable for pair in pairs) for letter in ("A", "B")}
 
     @classmethod
     def lora(cls, **fields: Unpack[AdapterFields]) -> AdapterSpec:
@@ -283,8 +407,23 @@ SHORTHAND: dict[str, InitName] = {
     "km": "kaiming_uniform",
     "he": "kaiming_uniform",
     "gauss": "gaussian",
+    "V": "top_singular",
+    "U": "top_singular",
+    "V_last": "bottom_singular",
+    "U_last": "bottom_singular",
 }
-"""Words of the papers' strategy names, and the init each stands for."""
+"""Words of the papers' strategy names, and the init each stands for. ``V`` is a start of ``A``, ``U`` one of ``B``."""
+
+
+def matching_value(pattern: Mapping[str, Any], site: str) -> Any:
+    """Return the value of the longest ending of ``site`` in a pattern, or None.
+
+    Example:
+        >>> matching_value({"q": 2, "layer.1.q": 3}, "encoder.layer.1.q"), matching_value({"q": 2}, "layer.iq")
+        (3, None)
+    """
+    endings = [ending for ending in pattern if site == ending or site.endswith("." + ending)]
+    return pattern[max(endings, key=len)] if endings else None
 
 
 def factors_named(text: str) -> dict[str, FactorSpec]:
@@ -301,7 +440,8 @@ def factors_named(text: str) -> dict[str, FactorSpec]:
     """
     if text in PRESETS:
         return dict(PRESETS[text])
-    halves = re.fullmatch(r"(h?)([AB])_([A-Za-z0-9]+)_(h?)([AB])_([A-Za-z0-9]+)", text)
+    word = "[A-Za-z0-9]+(?:_last)?"
+    halves = re.fullmatch(rf"(h?)([AB])_({word})_(h?)([AB])_({word})", text)
     if not halves or halves[2] == halves[5]:
         raise UnknownNameError(
             f"{text!r} names no adapter.{nearest(text, PRESETS)} Presets: {', '.join(PRESETS)}. Or two halves in either"
@@ -312,6 +452,10 @@ def factors_named(text: str) -> dict[str, FactorSpec]:
         if word not in SHORTHAND:
             raise UnknownNameError(
                 f"{word!r} in {text!r} names no start.{nearest(word, SHORTHAND)} Known words: {', '.join(SHORTHAND)}."
+            )
+        if word[0] in "UV" and letter != {"U": "B", "V": "A"}[word[0]]:
+            raise UnknownNameError(
+                f"{word!r} in {text!r} is no start of {letter}: V (right singular vectors) is one of A, U (left) of B."
             )
         factors[letter] = FactorSpec(init=SHORTHAND[word], trainable=bool(hat))
     return factors

@@ -1,0 +1,82 @@
+"""In which order a low-rank product is evaluated: chosen by shape from measured costs. No tensors in here.
+
+``T`` tokens, ``n`` features in, ``m`` features out, ``r`` rank.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+
+class Order(NamedTuple):
+    """How one adapted linear layer is evaluated. All orders agree to rounding.
+
+    Attributes:
+        folds_forward: The output comes from ``W0 + s B A``, formed anew, instead of from the code and ``B``.
+        folds_backward: The input's gradient comes from ``W0 + s B A``, formed again: keeping it would cost ``m n``
+            values between forward and backward.
+        tokens_first: The ``r``-wide codes are computed as ``(T, r)``, not as ``(r, T)``.
+    """
+
+    folds_forward: bool = False
+    folds_backward: bool = False
+    tokens_first: bool = False
+
+
+LOW_RANK = Order()
+"""The order that holds for every dtype, device and dropout."""
+
+
+class Cost(NamedTuple):
+    """Seconds of one thin product on a matrix of ``e`` entries: ``call + e * (entry + r * rank)``."""
+
+    call: float
+    entry: float
+    rank: float
+
+    def __call__(self, entries: int, r: int) -> float:
+        """Return the predicted seconds."""
+        return self.call + entries * (self.entry + r * self.rank)
+
+
+# Measured by benchmarks/product_costs.py on 2 threads of an AVX2 machine in float32 (results/product_costs.json). Only
+# their ratios decide, and these travel better than seconds do.
+CPU_COSTS = {
+    "fold": Cost(call=5e-6, entry=0.19e-9, rank=0.0093e-9),  # W0 + s B A, e = m n
+    "expand": Cost(call=5e-6, entry=0.055e-9, rank=0.0098e-9),  # out += code B, or grad += code A, e = T m or T n
+    "reduce": Cost(call=5e-6, entry=0.12e-9, rank=0.0096e-9),  # code of the input or of the gradient, e = T n or T m
+}
+TOKENS_FIRST_FROM = 32
+"""Rank from which ``(T, r)`` codes are cheaper to compute than ``(r, T)`` ones (measured, as above)."""
+
+
+@lru_cache(maxsize=4096)
+def choose_order(T: int, n: int, m: int, r: int, *, trains_A: bool, input_grad: bool = True) -> Order:
+    """Return the cheapest order for a float32 layer on a CPU, without dropout.
+
+    Args:
+        T: Tokens of the batch.
+        n: Features in.
+        m: Features out.
+        r: Rank.
+        trains_A: Whether ``A`` is trained; then the code of the output's gradient is needed in any order.
+        input_grad: Whether the input needs a gradient.
+
+    Returns:
+        The order. The base weight is folded only where that is predicted to be faster.
+
+    Example:
+        >>> choose_order(4096, 768, 768, 64, trains_A=False).folds_forward
+        True
+        >>> choose_order(128, 768, 768, 8, trains_A=True)
+        Order(folds_forward=False, folds_backward=False, tokens_first=False)
+    """
+    fold, expand, reduce = (CPU_COSTS[name] for name in ("fold", "expand", "reduce"))
+    folded = fold(m * n, r)
+    backward = expand(T * n, r) + (0.0 if trains_A else reduce(T * m, r))
+    return Order(
+        folds_forward=folded < expand(T * m, r),
+        folds_backward=input_grad and folded < backward,
+        tokens_first=r >= TOKENS_FIRST_FROM,
+    )
