@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from asymlora import errors as errors
-    from asymlora.attaching import attach, detach, disabled, load_adapter, merge, print_trainable_parameters
+    from asymlora.attaching import (
+        attach,
+        detach,
+        disabled,
+        load_adapter,
+        print_trainable_parameters,
+        swap_adapter,
+        unfused,
+    )
     from asymlora.checkpoint import save_adapter
+    from asymlora.merging import MergeError, merge, merge_errors, merged
     from asymlora.optim import param_groups
     from asymlora.site_view import Site, sites
     from asymlora.spec import AdapterSpec, FactorSpec
@@ -27,8 +36,13 @@ _HOME = {
     # adapters on a model
     "attach": "attaching",
     "detach": "attaching",
-    "merge": "attaching",
     "disabled": "attaching",
+    "unfused": "attaching",
+    "swap_adapter": "attaching",
+    "merge": "merging",
+    "merged": "merging",
+    "merge_errors": "merging",
+    "MergeError": "merging",
     "print_trainable_parameters": "attaching",
     "sites": "site_view",
     "Site": "site_view",
@@ -45,6 +59,7 @@ _HOME = {
 __all__ = [
     "AdapterSpec",
     "FactorSpec",
+    "MergeError",
     "Recipe",
     "RunResult",
     "Site",
@@ -55,10 +70,14 @@ __all__ = [
     "finetune",
     "load_adapter",
     "merge",
+    "merge_errors",
+    "merged",
     "param_groups",
     "print_trainable_parameters",
     "save_adapter",
     "sites",
+    "swap_adapter",
+    "unfused",
 ]
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from asymlora.checkpoint import AdapterSaver, PartSaveRefusal, fill, match_spec, read_adapter
-from asymlora.errors import AlreadyAttachedError, AttachError
-from asymlora.init import draw
-from asymlora.layers import LinearAdapter
-from asymlora.ops import merged_weight
-from asymlora.site_view import Attachment, attached, find_attached, set_attachment, sites
+from asymlora.errors import AdapterFileError, AlreadyAttachedError
+from asymlora.installing import InputGradient, drawn_factors, install, starts_nonzero
+from asymlora.layers import AdapterLayer, kind_of, set_flag
+from asymlora.site_view import attached, find_attached, refuse_folded, set_attachment, sites
 from asymlora.spec import AdapterSpec
 from asymlora.targets import match_saved_modules, match_targets
 
@@ -57,8 +57,9 @@ def attach(model: M, spec: AdapterSpec) -> M:
         )
     saved = match_saved_modules(model, spec.modules_to_save)
     bases = match_targets(model, spec, saved)
-    factors = {name: _drawn(base, spec, name) for name, base in bases.items()}
-    return _install(model, spec, factors, saved)
+    nonzero = starts_nonzero(bases, spec, model)
+    factors = drawn_factors(bases, spec)
+    return install(model, spec, factors, saved, starts={name: factors[name] for name in nonzero})
 
 
 def load_adapter(model: M, folder: str | Path, *, modules_to_save: Sequence[str] | None = None) -> M:
@@ -82,13 +83,15 @@ def load_adapter(model: M, folder: str | Path, *, modules_to_save: Sequence[str]
         raise AlreadyAttachedError("This model carries an adapter already. Call asymlora.detach(model) first.")
     spec = match_spec(model, file, modules_to_save)
     saved = match_saved_modules(model, spec.modules_to_save)
-    named = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n in file.factors}
+    kinds = {n: (m, kind_of(m)) for n, m in model.named_modules() if n in file.factors}
     # Of the model's own shapes, so that `fill` sees where the file's differ.
     factors = {
-        name: (torch.zeros(spec.rank, base.in_features), torch.zeros(base.out_features, spec.rank))
-        for name, base in named.items()
+        name: (torch.zeros(shapes[0]), torch.zeros(shapes[1]))
+        for name, (base, kind) in kinds.items()
+        if kind is not None
+        for shapes in [kind.factor_shapes(base, spec.at(name).rank)]
     }
-    installed = _install(model, spec, factors, saved)
+    installed = install(model, spec, factors, saved, starts=file.starts)
     try:
         fill(model, file)
     except Exception:
@@ -97,45 +100,35 @@ def load_adapter(model: M, folder: str | Path, *, modules_to_save: Sequence[str]
     return installed
 
 
-def _drawn(base: nn.Linear, spec: AdapterSpec, name: str) -> tuple[Tensor, Tensor]:
-    A = draw(spec.A.init, (spec.rank, base.in_features), seed=spec.seed, site=name, factor="A")
-    B = draw(spec.B.init, (base.out_features, spec.rank), seed=spec.seed, site=name, factor="B")
-    return A, B
+def swap_adapter(model: M, folder: str | Path) -> M:
+    """Put the adapter of a folder in the place of the one that a model carries, in place and without re-attaching.
 
+    Factors keep their tensors, so optimizers and compiled code go on; which factor is trained stays as it is.
 
-def _install(model: M, spec: AdapterSpec, factors: Mapping[str, tuple[Tensor, Tensor]], saved: tuple[str, ...]) -> M:
-    trained_before = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
-    model.requires_grad_(False)
-    for path in saved:
-        model.get_submodule(path).requires_grad_(True)
-    for name, (A, B) in factors.items():
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
-        layer = LinearAdapter(
-            base,
-            A=A.to(base.weight.device),
-            B=B.to(base.weight.device),
-            scaling=spec.scaling_factor,
-            dropout=spec.dropout,
-            trains_A=spec.A.trainable,
-            trains_B=spec.B.trainable,
+    Args:
+        model: An attached model.
+        folder: An adapter of the same sites, shapes and modules trained in full.
+
+    Returns:
+        The same model.
+
+    Raises:
+        AdapterFileError: The folder cannot be read, or its adapter does not fit; nothing was changed.
+        NotAttachedError: The model carries no adapter.
+    """
+    root, record = attached(model)
+    file = read_adapter(folder)
+    spec = match_spec(root, file)
+    if spec.nonzero_start != "refuse" or record.spec.nonzero_start != "refuse":
+        raise AdapterFileError(
+            f"{folder}: an adapter that started non-zero has its own corrected base, which cannot be swapped. Call"
+            " asymlora.detach(model) and asymlora.load_adapter(model, folder)."
         )
-        model.set_submodule(name, layer.train(base.training))
-    record = Attachment(spec=spec, sites=tuple(factors), saved_modules=saved, trained_before=trained_before)
-    set_attachment(model, record)
-    _guard_saving(model, record.sites)
+    fill(root, file)
+    for site in sites(root):
+        site.layer.scaling, site.layer.dropout = spec.at(site.name).scaling_factor, spec.dropout
+    set_attachment(root, replace(record, spec=spec))
     return model
-
-
-def _guard_saving(model: nn.Module, adapted: Iterable[str]) -> None:
-    for name, part in model.named_modules():
-        if not callable(getattr(part, "save_pretrained", None)):
-            continue
-        # In the instance's own dictionary, past nn.Module's bookkeeping: copies and pickles take it along.
-        if part is model:
-            part.__dict__["save_pretrained"] = AdapterSaver(model)
-        elif any(site.startswith(name + ".") for site in adapted):
-            part.__dict__["save_pretrained"] = PartSaveRefusal(name, type(model).__name__)
 
 
 def detach(model: M) -> M:
@@ -150,51 +143,19 @@ def detach(model: M) -> M:
         The same model; parameters that required a gradient before `attach` require one again.
     """
     root, record = attached(model)
+    refuse_folded(root, "detach it")
     for site in list(sites(root)):
+        site.layer.restore_base()
         root.set_submodule(site.name, site.layer.base_layer)
     for part in root.modules():
         if isinstance(part.__dict__.get("save_pretrained"), AdapterSaver | PartSaveRefusal):
             del part.__dict__["save_pretrained"]
+        for key in [key for key, hook in part._forward_hooks.items() if isinstance(hook, InputGradient)]:
+            del part._forward_hooks[key]
     set_attachment(root, None)
     for name, parameter in root.named_parameters():
         parameter.requires_grad_(name in record.trained_before)
     return model
-
-
-def merge(model: M) -> M:
-    """Fold the adapter into the base weights, in place, and take it off.
-
-    Each weight becomes the float64 value of ``W0 + s*B*A`` rounded once to the base's dtype.
-
-    Args:
-        model: An attached model.
-
-    Returns:
-        The same model, plain: no adapter layer is left.
-
-    Raises:
-        AttachError: A base weight is shared with another module, which the merge would change too, or a merged weight
-            would not be finite in the base's dtype.
-    """
-    root, _ = attached(model)
-    owners: dict[int, list[str]] = {}
-    for name, parameter in root.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    tied = [names for s in sites(root) if len(names := owners[id(s.layer.base_layer.weight)]) > 1]
-    if tied:
-        listed = "; ".join(" = ".join(names) for names in tied)
-        raise AttachError(f"Merging would change a weight that other modules share: {listed}. Untie it first.")
-    # Formed twice, one site at a time, rather than kept: a second copy of the model would cost more.
-    merged = ((s, merged_weight(s.weight, s.A, s.B, scaling=s.scaling)) for s in sites(root))
-    if bad := [f"{s.name} ({weight.dtype})" for s, weight in merged if not torch.isfinite(weight).all()]:
-        raise AttachError(
-            f"Merged weights are not finite at {', '.join(bad[:3])}: the sum overflows the base's type, or a factor"
-            " holds NaN. Load the base in a wider type; nothing was changed."
-        )
-    with torch.no_grad():
-        for s in sites(root):
-            s.weight.copy_(merged_weight(s.weight, s.A, s.B, scaling=s.scaling))
-    return detach(model)
 
 
 @contextmanager
@@ -209,15 +170,22 @@ def disabled(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    layers = [site.layer for site in sites(model)]
-    before = [layer.enabled for layer in layers]
-    try:
-        for layer in layers:
-            layer.enabled = False
+    with set_flag([site.layer for site in sites(model)], "enabled", value=False):
         yield
-    finally:
-        for layer, was in zip(layers, before, strict=True):
-            layer.enabled = was
+
+
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Let the adapter use torch's own operations for a while: slower, and differentiable to any order.
+
+    Args:
+        model: An attached model.
+
+    Yields:
+        Nothing.
+    """
+    with set_flag([site.layer for site in sites(model)], "fused", value=False):
+        yield
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -233,7 +201,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     frozen_factors = sum(
         buffer.numel()
         for layer in model.modules()
-        if isinstance(layer, LinearAdapter)
+        if isinstance(layer, AdapterLayer)
         for buffer in layer.buffers(recurse=False)
     )
     return trained, sum(p.numel() for p in model.parameters()) + frozen_factors
@@ -251,6 +219,3 @@ def print_trainable_parameters(model: nn.Module) -> None:
     """
     trained, total = count_parameters(model)
     print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
-
-
-__all__ = ["attach", "count_parameters", "detach", "disabled", "load_adapter", "merge", "print_trainable_parameters"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,7 @@ class AdapterFile:
     factors: dict[str, tuple[Tensor, Tensor]]
     modules: dict[str, Tensor]
     modules_to_save: tuple[str, ...]
+    starts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def read_adapter(folder: str | Path) -> AdapterFile:

@@ -96,9 +96,8 @@ class Draws:
 
         The rows of an integer matrix are orthonormalised by the Cholesky factor of their exact Gram matrix. Its
         entries are bits set in a word less 32: centred binomial numbers, not normal ones. So the frame is uniform on
-        the Stiefel manifold only approximately: exactly symmetric under signs and permutations of the coordinates,
-        with the second moments of the uniform one (``E[P] = rank/length * I`` for the projection P), and with fourth
-        moments that differ from its by about 1/32 of themselves.
+        the Stiefel manifold only approximately. Its law is that of the uniform one under signs and permutations of the
+        coordinates, hence ``E[P] = rank/length * I`` for the projection P; the kurtosis of an entry is 1/32 below.
 
         Args:
             rank: How many rows, at most ``length``.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asymlora.draws import Draws, Floats, tree_sum
-from asymlora.errors import SpecError, UnknownNameError, nearest
+from asymlora.errors import SpecError
 from asymlora.singular import bottom_singular_vectors, random_singular_vectors, top_singular_vectors
 from asymlora.spec import ADDRESSED_INITS, FactorSpec, InitName
 
@@ -133,9 +133,8 @@ def draw(
         A float32 tensor on CPU. For the names in `ADDRESSED_INITS` the same arguments give the same bits anywhere.
 
     Raises:
-        SpecError: The init is ``custom`` or gave something that cannot be a factor, needs a weight and has none or one
+        SpecError: The init is no known name, is ``custom``, or gave something that cannot be a factor, needs a weight and has none or one
             that does not fit, or has nothing to scale to the wanted size.
-        UnknownNameError: The init is no known name.
         RankError: The rank is more than the init allows at this shape.
 
     Example:
@@ -169,11 +168,6 @@ def _function_of(spec: FactorSpec) -> Init:
         raise SpecError(
             "init='custom' stands for a function that a file cannot hold. Give the function again:"
             " FactorSpec(init=your_function), or load the factor's saved values."
-        )
-    if spec.init not in INITS:
-        raise UnknownNameError(
-            f"init={spec.init!r} names no start.{nearest(str(spec.init), INITS)} Known names: {', '.join(INITS)}; or a"
-            " function."
         )
     return INITS[spec.init]
 

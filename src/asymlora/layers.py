@@ -1,24 +1,49 @@
-"""Adapter layers: a held base layer plus one low-rank branch. What a whole model is made of is not known here."""
+"""Adapter layers: a held base layer plus one low-rank branch, one class per kind of base layer.
+
+What a whole model is made of is not known here. A new kind is a new class and its row in `KINDS`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
-from asymlora.ops import add_low_rank
+from asymlora.dropout import dropped
+from asymlora.ops import adapted_linear, add_low_rank, add_low_rank_plain, code_of, merged_weight
+
+Shape = tuple[int, ...]
 
 
-class LinearAdapter(nn.Module):
-    """A held `nn.Linear` plus ``s * B A``; each factor is a parameter if trained and a buffer if frozen.
+class Corrected(NamedTuple):
+    """What a non-zero start took from the base.
+
+    Attributes:
+        A: Down factor at the start.
+        B: Up factor at the start.
+        weight: Base weight before ``s * B A`` was subtracted.
+    """
+
+    A: Tensor
+    B: Tensor
+    weight: Tensor
+
+
+class AdapterLayer(nn.Module):
+    """A held base layer plus ``s * B A``; each factor is a parameter if trained and a buffer if frozen.
 
     A frozen factor is no parameter, so no optimizer, wrapper or context manager can thaw it, and it has no gradient.
 
     Args:
-        base_layer: The layer to adapt, ``in -> out``. It is held, not copied, and its weights are not touched.
-        A: Down factor, shape ``(rank, in)``.
-        B: Up factor, shape ``(out, rank)``.
+        base_layer: The layer to adapt. It is held, not copied, and its weights are not touched.
+        A: Down factor, of the first shape that `factor_shapes` gives.
+        B: Up factor, of the second.
         scaling: The whole multiplier ``s`` on ``B A``.
         dropout: Fraction of the entries of the branch's input dropped in training, in [0, 1).
         trains_A: Whether ``A`` is a parameter.
@@ -27,10 +52,15 @@ class LinearAdapter(nn.Module):
 
     lora_A: Tensor
     lora_B: Tensor
+    KIND: ClassVar[str]
+    """Name of the kind, in messages and files."""
+    corrected: Corrected | None = None
+    folded: Tensor | None = None
+    """The base weight of before, while `asymlora.merged` holds the update in the base."""
 
     def __init__(
         self,
-        base_layer: nn.Linear,
+        base_layer: nn.Module,
         *,
         A: Tensor,
         B: Tensor,
@@ -44,19 +74,82 @@ class LinearAdapter(nn.Module):
         self.scaling = scaling
         self.dropout = dropout
         self.enabled = True
+        self.fused = True
         for name, factor, trained in (("lora_A", A, trains_A), ("lora_B", B, trains_B)):
             if trained:
                 self.register_parameter(name, nn.Parameter(factor))
             else:
                 self.register_buffer(name, factor)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``base_layer(x) + s * dropout(x) A^T B^T``, shape ``(..., out)``."""
-        out = self.base_layer(x)
-        if not self.enabled:
-            return out
-        kept = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return add_low_rank(out, kept, self.lora_A, self.lora_B, scaling=self.scaling)
+    @classmethod
+    def takes(cls, base: nn.Module) -> bool:
+        """Whether ``base`` is a layer of this kind."""
+        raise NotImplementedError
+
+    @classmethod
+    def factor_shapes(cls, base: nn.Module, rank: int) -> tuple[Shape, Shape]:
+        """Return the shapes of ``A`` and ``B`` as PEFT's files have them."""
+        raise NotImplementedError
+
+    @classmethod
+    def why_not(cls, base: nn.Module, rank: int) -> str | None:
+        """Return why this very layer cannot take an adapter of this rank, or None."""
+        A, B = cls.matrix_shapes(base, rank)
+        if rank > min(A[1], B[0]):
+            return f"is {A[1]} -> {B[0]}, and the rank may be at most {min(A[1], B[0])}"
+        return None
+
+    @classmethod
+    def matrix_shapes(cls, base: nn.Module, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the shapes of ``A`` and ``B`` as matrices, ``(rank, fan in)`` and ``(out, fan in)``."""
+        A, B = (torch.empty(shape, device="meta").flatten(1).shape for shape in cls.factor_shapes(base, rank))
+        return (A[0], A[1]), (B[0], B[1])
+
+    @classmethod
+    def matrix_of(cls, base: nn.Module, weight: Tensor) -> Tensor:
+        """Return a weight of the base layer as ``(out, in)``, the form of ``B A``."""
+        return weight
+
+    @classmethod
+    def weight_from(cls, base: nn.Module, matrix: Tensor) -> Tensor:
+        """Return a matrix ``(out, in)`` in the base layer's own form, the inverse of `matrix_of`."""
+        return matrix
+
+    def update(self) -> tuple[Tensor, Tensor]:
+        """Return ``A`` and ``B`` as matrices whose product times the scale is the change to the original base weight.
+
+        Where the base was corrected for a non-zero start they are twice as wide: ``[A; A_0]`` and ``[B, -B_0]``.
+        """
+        A, B = self.lora_A.detach().flatten(1), self.lora_B.detach().flatten(1)
+        if self.corrected is None:
+            return A, B
+        A_0, B_0 = self.corrected.A.flatten(1).to(A), self.corrected.B.flatten(1).to(B)
+        return torch.cat([A, A_0]), torch.cat([B, -B_0], dim=1)
+
+    def original_weight(self) -> Tensor:
+        """Return the base weight as it was before `correct_base`."""
+        return self.base_layer.weight if self.corrected is None else self.corrected.weight  # pyright: ignore[reportReturnType]
+
+    def correct_base(self, A: Tensor, B: Tensor) -> None:
+        """Subtract ``s * B A`` from the base weight, once rounded; the original is kept for `restore_base`."""
+        weight: Any = self.base_layer.weight
+        original = weight.data
+        matrix = self.matrix_of(self.base_layer, original)
+        corrected = merged_weight(matrix, A.flatten(1).to(matrix), B.flatten(1).to(matrix), scaling=-self.scaling)
+        weight.data = self.weight_from(self.base_layer, corrected).contiguous()
+        self.corrected = Corrected(A=A, B=B, weight=original)
+
+    def restore_base(self) -> None:
+        """Put the original base weight back, the very tensor."""
+        if self.corrected is not None:
+            self.base_layer.weight.data = self.corrected.weight  # pyright: ignore[reportAttributeAccessIssue]
+            self.corrected = None
+
+    def why_not_merge(self) -> str | None:
+        """Return why the update cannot be added to the base weight, or None."""
+        weight = getattr(self.base_layer, "weight", None)
+        plain = isinstance(weight, Tensor) and type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
+        return None if plain else f"holds a {type(weight).__name__} and not a plain weight"
 
     # The base's tensors keep the names that they have without the adapter. A whole-model save of a parent that does not
     # know of the adapter then still loads as the base model, where `query.base_layer.weight` would leave
@@ -75,33 +168,279 @@ class LinearAdapter(nn.Module):
             state_dict[f"{prefix}base_layer.{key.removeprefix(prefix)}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    # Model code reads attributes of the layer that it thinks it has (T5 the weight's dtype, Gemma the scale of an
+    # embedding): what this class lacks is answered by the base.
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
     @property
     def rank(self) -> int:
         """Width of the bottleneck."""
         return self.lora_A.shape[0]
 
-    # Model code reads these of the layer that it thinks it has (T5 the weight's dtype, for one).
     @property
-    def weight(self) -> Tensor:
-        """The base layer's weight, without the update, shape ``(out, in)``."""
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base layer's bias, shape ``(out,)``, or None."""
-        return self.base_layer.bias
-
-    @property
-    def in_features(self) -> int:
-        """Width of the input."""
-        return self.base_layer.in_features
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output."""
-        return self.base_layer.out_features
+    def active_dropout(self) -> float:
+        """Fraction dropped in this mode."""
+        return self.dropout if self.training else 0.0
 
     def extra_repr(self) -> str:
         """Return rank, scale and what is frozen, for printing the model."""
         frozen = [name[-1] for name, _ in self.named_buffers(recurse=False)]
         return f"rank={self.rank}, scaling={self.scaling:g}" + (f", frozen={'+'.join(frozen)}" if frozen else "")
+
+
+class LinearAdapter(AdapterLayer):
+    """An adapter on `nn.Linear`, transformers' `Conv1D`, or any layer with a forward and known in and out features.
+
+    A plain dense layer without hooks takes the fused path: its product runs together with the update. Any other base
+    (quantised, hooked, of another class) is called as it is, and its output is not written to.
+    """
+
+    KIND = "linear"
+    shared: SharedCode | None = None
+
+    def share(self, group: SharedCode) -> None:
+        """Read the input through the ``A`` of a group, which becomes this layer's own frozen factor."""
+        group.A = self.lora_A if group.A is None else group.A
+        self.lora_A, self.shared = group.A, group
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return ``base_layer(x) + s * dropout(x) A^T B^T``, shape ``(..., out)``."""
+        base, A, B, p = self.base_layer, self.lora_A, self.lora_B, self.active_dropout
+        if not self.enabled:
+            return base(x, *args, **kwargs)
+        if not self.fused or torch.compiler.is_compiling():
+            return add_low_rank_plain(base(x, *args, **kwargs), x, A, B, scaling=self.scaling, dropout=p)
+        weight = None if args or kwargs else plain_weight(base, x)
+        options: dict[str, Any] = {"scaling": self.scaling, "dropout": p}
+        if self.shared is not None and x.dtype is A.dtype and not torch.is_autocast_enabled(x.device.type):
+            options["code"] = self.shared.code(x, A, p)
+        if weight is None:
+            return add_low_rank(base(x, *args, **kwargs), x, A, B, **options)
+        return adapted_linear(x, weight, base.bias, A, B, **options)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def takes(cls, base: nn.Module) -> bool:
+        """Whether ``base`` has whole numbers of in and out features, or is transformers' `Conv1D`."""
+        features = getattr(base, "in_features", 0), getattr(base, "out_features", 0)
+        return _is_conv1d(base) or all(isinstance(width, int) and width > 0 for width in features)
+
+    @classmethod
+    def factor_shapes(cls, base: Any, rank: int) -> tuple[Shape, Shape]:
+        """Return ``(rank, in)`` and ``(out, rank)``."""
+        if _is_conv1d(base):
+            n, m = base.weight.shape
+            return (rank, n), (m, rank)
+        return (rank, base.in_features), (base.out_features, rank)
+
+    @classmethod
+    def matrix_of(cls, base: nn.Module, weight: Tensor) -> Tensor:
+        """Return the weight; `Conv1D` stores it the other way round."""
+        return weight.t() if _is_conv1d(base) else weight
+
+    @classmethod
+    def weight_from(cls, base: nn.Module, matrix: Tensor) -> Tensor:
+        """Return the matrix; `Conv1D` stores it the other way round."""
+        return matrix.t() if _is_conv1d(base) else matrix
+
+
+class EmbeddingAdapter(AdapterLayer):
+    """An adapter on `nn.Embedding`: ``A`` holds a code for each entry. Dropout has no input to act on here."""
+
+    KIND = "embedding"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``base_layer(x) + s * A[:, x]^T B^T``, shape ``(..., dim)``."""
+        base = self.base_layer
+        out = base(x)
+        if not self.enabled:
+            return out
+        assert isinstance(base, nn.Embedding)
+        code = F.embedding(x, self.lora_A.t(), base.padding_idx, None, 2.0, base.scale_grad_by_freq, base.sparse)
+        # Gemma's embedding multiplies what it looked up.
+        scale = self.scaling * float(getattr(base, "embed_scale", 1.0))
+        return out + (F.linear(code, self.lora_B) * scale).to(out.dtype)
+
+    @classmethod
+    def takes(cls, base: nn.Module) -> bool:
+        """Whether ``base`` is an `nn.Embedding`."""
+        return isinstance(base, nn.Embedding)
+
+    @classmethod
+    def factor_shapes(cls, base: nn.Module, rank: int) -> tuple[Shape, Shape]:
+        """Return ``(rank, entries)`` and ``(dim, rank)``."""
+        assert isinstance(base, nn.Embedding)
+        return (rank, base.num_embeddings), (base.embedding_dim, rank)
+
+    @classmethod
+    def why_not(cls, base: nn.Module, rank: int) -> str | None:
+        """Refuse `max_norm`, which rewrites the weight in the forward pass."""
+        if getattr(base, "max_norm", None) is not None:
+            return "has max_norm, which rewrites its weight as it is read"
+        return super().why_not(base, rank)
+
+    @classmethod
+    def matrix_of(cls, base: nn.Module, weight: Tensor) -> Tensor:
+        """Return the table ``(entries, dim)`` as ``(dim, entries)``."""
+        return weight.t()
+
+    @classmethod
+    def weight_from(cls, base: nn.Module, matrix: Tensor) -> Tensor:
+        """Return ``(dim, entries)`` as the table."""
+        return matrix.t()
+
+
+class ConvAdapter(AdapterLayer):
+    """An adapter on `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`.
+
+    ``A`` is a convolution of the base's kernel, stride, padding and dilation over all input channels, ``B`` a pointwise
+    one in the base's groups (PEFT's layout). With groups the update is no grouped convolution, so it cannot be merged.
+    """
+
+    KIND = "convolution"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``base_layer(x) + s * B * (A * dropout(x))``, of the base's output shape."""
+        base: Any = self.base_layer
+        out = base(x)
+        if not self.enabled:
+            return out
+        convolve = _CONVOLUTIONS[base.weight.dim() - 2]
+        kept = dropped(x, self.active_dropout) if self.active_dropout else x
+        code = convolve(kept, self.lora_A.to(x.dtype), None, base.stride, base.padding, base.dilation)
+        return out + convolve(code * self.scaling, self.lora_B.to(code.dtype), groups=base.groups).to(out.dtype)
+
+    @classmethod
+    def takes(cls, base: nn.Module) -> bool:
+        """Whether ``base`` is a convolution that is not transposed."""
+        return isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+    @classmethod
+    def factor_shapes(cls, base: nn.Module, rank: int) -> tuple[Shape, Shape]:
+        """Return ``(rank, in, kernel...)`` and ``(out, rank/groups, 1...)``."""
+        assert isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        pointwise = (1,) * len(base.kernel_size)
+        return (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank // base.groups, *pointwise)
+
+    @classmethod
+    def why_not(cls, base: nn.Module, rank: int) -> str | None:
+        """Refuse ranks that the groups do not divide, and padding with anything but zeros."""
+        assert isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        if rank % base.groups:
+            return f"has {base.groups} groups, which must divide the rank"
+        if base.padding_mode != "zeros":
+            return f"pads by {base.padding_mode!r}, which the adapter's own convolution does not"
+        return super().why_not(base, rank)
+
+    @classmethod
+    def matrix_of(cls, base: nn.Module, weight: Tensor) -> Tensor:
+        """Return the kernel as ``(out, in * kernel...)``."""
+        return weight.flatten(1)
+
+    @classmethod
+    def weight_from(cls, base: Any, matrix: Tensor) -> Tensor:
+        """Return ``(out, in * kernel...)`` as the kernel."""
+        return matrix.reshape(base.weight.shape)
+
+    def why_not_merge(self) -> str | None:
+        """Refuse groups besides what every kind refuses."""
+        if (groups := int(self.base_layer.groups)) > 1:  # pyright: ignore[reportArgumentType]
+            return f"has {groups} groups, and the update reads every channel"
+        return super().why_not_merge()
+
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+KINDS: tuple[type[AdapterLayer], ...] = (EmbeddingAdapter, ConvAdapter, LinearAdapter)
+"""Kinds of layers, asked in this order."""
+
+
+def kind_of(base: nn.Module) -> type[AdapterLayer] | None:
+    """Return the adapter class for a layer, or None."""
+    return next((kind for kind in KINDS if kind.takes(base)), None)
+
+
+def _is_conv1d(base: nn.Module) -> bool:
+    return type(base).__name__ == "Conv1D" and hasattr(base, "nf")
+
+
+def plain_weight(base: Any, x: Tensor) -> Tensor | None:
+    """Return the weight of a plain dense layer as ``(out, in)``, or None if the layer has to be called itself.
+
+    Plain is an `nn.Linear` or `Conv1D` itself (no subclass), frozen, with ordinary tensors of the input's dtype, no
+    hook, no replaced forward, and no autocast.
+    """
+    if type(base) is not nn.Linear and not _is_conv1d(base):
+        return None
+    weight, bias = base.weight, base.bias
+    hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+    if hooked or "forward" in base.__dict__ or torch_module._has_any_global_hook():
+        return None
+    if type(weight) not in (nn.Parameter, Tensor) or weight.dtype is not x.dtype or weight.requires_grad:
+        return None
+    if (bias is not None and bias.requires_grad) or torch.is_autocast_enabled(x.device.type):
+        return None
+    return weight if type(base) is nn.Linear else weight.t()
+
+
+class SharedCode:
+    """The code ``A x`` of layers that read the same input through one frozen ``A``, computed once.
+
+    The input is known again by identity and version; it is not kept alive. The code is dropped when every layer of the
+    group has read it.
+
+    Args:
+        sites: Paths of the layers in the group.
+    """
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        self.sites = tuple(sites)
+        self.A: Tensor | None = None
+        self._last: tuple[Any, ...] | None = None  # one tuple, so that threads see whole states only
+
+    def code(self, x: Tensor, A: Tensor, p: float) -> Tensor:
+        """Return ``A x`` as ``(T, rank)``, from the last call if it was for this input.
+
+        Args:
+            x: Input, shape ``(..., n)``.
+            A: The shared factor, shape ``(rank, n)``.
+            p: Fraction dropped; the layers of a group share one mask.
+        """
+        if (last := self._last) is not None:
+            source, version, mode, code, left = last
+            if source() is x and version == x._version and mode == (p, torch.is_grad_enabled()):
+                self._last = (source, version, mode, code, left - 1) if left > 1 else None
+                return code
+        code = code_of(x, A, dropout=p)
+        self._last = (weakref.ref(x), x._version, (p, torch.is_grad_enabled()), code, len(self.sites) - 1)
+        return code
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+
+@contextmanager
+def set_flag(layers: list[AdapterLayer], flag: str, value: bool) -> Iterator[None]:
+    """Set ``enabled`` or ``fused`` of layers for a while, and put back what each had.
+
+    Args:
+        layers: The layers.
+        flag: Name of the attribute.
+        value: What it is set to.
+
+    Yields:
+        Nothing.
+    """
+    before = [getattr(layer, flag) for layer in layers]
+    try:
+        for layer in layers:
+            setattr(layer, flag, value)
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            setattr(layer, flag, was)

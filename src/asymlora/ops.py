@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import Tensor
 
 from asymlora.dropout import drop, drop_again, dropped
-from asymlora.orders import LOW_RANK, Order, choose_order
+from asymlora.orders import LOW_RANK, TOKENS_FIRST_FROM, Order, choose_order
 
 _TILE = 512  # tokens cast at a time where input and factors differ in dtype: a tile of them stays in the cache
 
@@ -29,7 +29,15 @@ class _Plan(NamedTuple):
 
 
 def adapted_linear(
-    x: Tensor, W0: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, *, scaling: float, dropout: float = 0.0
+    x: Tensor,
+    W0: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    code: Tensor | None = None,
 ) -> Tensor:
     r"""Return ``x W0^T + bias + s * dropout(x) A^T B^T`` of a frozen dense layer, in one pass.
 
@@ -44,21 +52,39 @@ def adapted_linear(
         B: Up factor, shape ``(m, r)``.
         scaling: The whole multiplier ``s``.
         dropout: Fraction of the entries of the branch's input that is dropped, in [0, 1).
+        code: What `code_of` gave for ``x`` and ``A``, where several layers share it; dropout is then in it.
 
     Returns:
         Shape ``(..., m)``, in the dtype of ``x``.
     """
     dtype = _product_dtype(x, A)
     order = LOW_RANK
-    # In reduced precision folding would round the update away.
-    if not dropout and x.dtype is dtype is W0.dtype and dtype in _FOLDED and x.device.type == "cpu":
-        (r, n), m = A.shape, W0.shape[0]
-        tokens = x.numel() // n if n else 0
-        order = choose_order(tokens, n, m, r, trains_A=A.requires_grad, input_grad=x.requires_grad)
-    return _Product.apply(x, None, W0, bias, A, B, _Plan(scaling, dropout, dtype, order))
+    if code is None and not dropout and x.dtype is A.dtype is B.dtype is dtype:
+        # Elsewhere nothing was measured, and in reduced precision folding would round the update away.
+        if dtype in _FOLDED and x.device.type == "cpu":
+            (r, n), m = A.shape, W0.shape[0]
+            tokens = x.numel() // n if n else 0
+            order = choose_order(tokens, n, m, r, trains_A=A.requires_grad, input_grad=x.requires_grad)
+        if not order.folds_forward and not order.folds_backward:
+            code = code_of(x, A)
+    if code is None:
+        return _Product.apply(x, None, W0, bias, A, B, _Plan(scaling, dropout, dtype, order))
+    x2 = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    # Torch's own autograd keeps exactly what the trained factors need, and costs less than a function of ours.
+    out = F.linear(x2, W0, bias).addmm_(code, _read_along_rows(B), alpha=scaling)
+    return out if x2 is x else out.view(*x.shape[:-1], out.shape[1])
 
 
-def add_low_rank(out: Tensor, x: Tensor, A: Tensor, B: Tensor, *, scaling: float, dropout: float = 0.0) -> Tensor:
+def add_low_rank(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    code: Tensor | None = None,
+) -> Tensor:
     r"""Return ``out + s * dropout(x) A^T B^T``, in the dtype of ``out``.
 
     For any base layer: its output is given and not written to. What is kept for backward is as for `adapted_linear`.
@@ -70,11 +96,36 @@ def add_low_rank(out: Tensor, x: Tensor, A: Tensor, B: Tensor, *, scaling: float
         B: Up factor, shape ``(m, r)``.
         scaling: The whole multiplier ``s``.
         dropout: Fraction of the entries of ``x`` that is dropped, in [0, 1).
+        code: As for `adapted_linear`.
 
     Returns:
         Shape ``(..., m)``, a new tensor.
     """
-    return _Product.apply(x, out, None, None, A, B, _Plan(scaling, dropout, _product_dtype(x, A)))
+    dtype = _product_dtype(x, A)
+    if out.dtype is B.dtype and (code is not None or (not dropout and x.dtype is A.dtype is out.dtype is dtype)):
+        code = code_of(x, A) if code is None else code
+        return torch.addmm(out.reshape(-1, out.shape[-1]), code, _read_along_rows(B), alpha=scaling).view(out.shape)
+    return _Product.apply(x, out, None, None, A, B, _Plan(scaling, dropout, dtype))
+
+
+def _read_along_rows(B: Tensor) -> Tensor:
+    # Autograd then forms the gradient of a narrow B as (r, T) times (T, m), for a seventh of what (m, T) times (T, r) costs.
+    return B.t() if B.shape[1] >= TOKENS_FIRST_FROM else B.t().contiguous()
+
+
+def code_of(x: Tensor, A: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """Return the code ``dropout(x) A^T``, shape ``(T, r)``, for several layers that read the same input.
+
+    Args:
+        x: Input, shape ``(..., n)``.
+        A: Down factor, shape ``(r, n)``, of the dtype of ``x``.
+        dropout: Fraction of the entries of ``x`` that is dropped, in [0, 1).
+
+    Returns:
+        Shape ``(T, r)``.
+    """
+    x2 = x.reshape(-1, x.shape[-1])
+    return F.linear(dropped(x2, dropout) if dropout else x2, A)
 
 
 def add_low_rank_plain(out: Tensor, x: Tensor, A: Tensor, B: Tensor, *, scaling: float, dropout: float = 0.0) -> Tensor:
@@ -124,21 +175,32 @@ class _Product(torch.autograd.Function):
         plan: _Plan,
     ) -> Tensor:
         x_grad, _, _, _, A_grad, B_grad, _ = ctx.needs_input_grad
-        with _exactly_as_written(x):
-            result, code, state = _forward(x, out, W0, bias, A, B, plan, keeps_code=B_grad)
+        x2 = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        with _as_written(x.device.type):
+            read, state = drop(x2, plan.dropout) if plan.dropout else (x2, None)
+            folds = plan.order.folds_forward
+            code = _code(read, A, plan) if B_grad or not folds else None
+            if W0 is not None:
+                result = F.linear(x2, torch.addmm(W0, B, A, alpha=plan.scaling) if folds else W0, bias)
+            else:
+                assert out is not None
+                result = out.reshape(-1, out.shape[-1]).clone()
+            if not folds:
+                assert code is not None
+                _add_expanded(result, code, B.t(), plan)
         ctx.save_for_backward(
             x if A_grad else None,
             code if B_grad else None,
             state,
             W0 if x_grad else None,
-            A if x_grad else None,
-            B if x_grad or A_grad else None,
+            A if x_grad or A_grad else None,
+            B,
         )
-        ctx.plan, ctx.x_shape, ctx.x_dtype = plan, x.shape, x.dtype
-        return result.view(*x.shape[:-1], result.shape[-1])
+        ctx.plan, ctx.x_like = plan, (x.shape, x.dtype)
+        return result if x2 is x else result.view(*x.shape[:-1], result.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "asymlora's fused product has no second derivative. Run this part under asymlora.unfused(model), which"
@@ -147,64 +209,36 @@ class _Product(torch.autograd.Function):
         x, code, state, W0, A, B = ctx.saved_tensors
         x_grad, out_grad, _, _, A_grad, B_grad, _ = ctx.needs_input_grad
         plan: _Plan = ctx.plan
-        g = grad.reshape(-1, grad.shape[-1])
-        grad_x = grad_A = g_code = None
-        with _exactly_as_written(grad):
-            grad_B = _outer(code, g, plan).t() if B_grad else None
-            folds = plan.order.folds_backward and W0 is not None
+        g = grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_A = grad_B = g_code = None
+        with _as_written(g.device.type):
+            if B_grad:
+                # Straight in the layout of B where that is no slower: what is not would be copied into it.
+                first = plan.order.tokens_first
+                grad_B = _gradient(B, g.t(), code.t(), plan) if first else _gradient(B.t(), code, g, plan).t()
+            folds = plan.order.folds_backward
             if A_grad or (x_grad and not folds):
                 g_code = _code(g, B.t(), plan)
             if A_grad:
-                read = x.reshape(-1, x.shape[-1])
-                grad_A = _outer(g_code, read if state is None else drop_again(read, state, plan.dropout), plan)
-            if x_grad and folds:
-                grad_x = torch.mm(g, torch.addmm(W0, B, A, alpha=plan.scaling))
-            elif x_grad:
-                grad_x = _input_gradient(g, g_code, W0, A, state, plan)
-        return (
-            None if grad_x is None else grad_x.to(ctx.x_dtype).view(ctx.x_shape),
-            grad if out_grad else None,
-            None,
-            None,
-            grad_A,
-            grad_B,
-            None,
-        )
+                read = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+                read = read if state is None else drop_again(read, state, plan.dropout)
+                grad_A = _gradient(A, g_code, read, plan)
+            if x_grad:
+                shape, dtype = ctx.x_like
+                if folds:
+                    grad_x = torch.mm(g, torch.addmm(W0, B, A, alpha=plan.scaling))
+                else:
+                    grad_x = _input_gradient(g, g_code, W0, A, state, plan)
+                grad_x = grad_x.to(dtype).view(shape)
+        return grad_x, grad if out_grad else None, None, None, grad_A, grad_B, None
 
 
-def _exactly_as_written(x: Tensor) -> AbstractContextManager[Any]:
-    kind = x.device.type
+def _as_written(kind: str) -> AbstractContextManager[Any]:
+    # Autocast would change the dtype of single products in here.
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _AS_IT_IS
 
 
 _AS_IT_IS = nullcontext()
-
-
-def _forward(
-    x: Tensor,
-    out: Tensor | None,
-    W0: Tensor | None,
-    bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    plan: _Plan,
-    *,
-    keeps_code: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    x2 = x.reshape(-1, x.shape[-1])
-    folds = plan.order.folds_forward and W0 is not None
-    read, state = drop(x2, plan.dropout) if plan.dropout else (x2, None)
-    code = _code(read, A, plan) if keeps_code or not folds else None
-    if W0 is None:
-        assert out is not None
-        result = out.reshape(-1, out.shape[-1]).clone()
-    else:
-        weight = torch.addmm(W0, B, A, alpha=plan.scaling) if folds else W0
-        result = torch.mm(x2, weight.t()) if bias is None else torch.addmm(bias, x2, weight.t())
-    if not folds:
-        assert code is not None
-        _add_expanded(result, code, B.t(), plan)
-    return result, code, state
 
 
 def _input_gradient(
@@ -214,45 +248,45 @@ def _input_gradient(
         grad_x = torch.mm(g, W0)
         _add_expanded(grad_x, g_code, A, plan)
         return grad_x
-    branch = torch.mm(g_code.t(), A.to(plan.dtype))
+    branch = torch.mm(g_code.t(), A.to(plan.dtype)).mul_(plan.scaling)
     if state is not None:
         branch = drop_again(branch, state, plan.dropout)
     return branch if W0 is None else torch.mm(g, W0).add_(branch)
 
 
-# The four thin products. The layouts are those that measured fastest (benchmarks/product_costs.py): a gradient as
-# (r, T) times (T, m) costs a seventh of the (m, T) times (T, r) that autograd would run for a linear layer.
+# The thin products. Layouts, and the scale as the alpha of a product rather than a pass of its own, are those that
+# measured fastest (benchmarks/product_costs.py): a gradient as (r, T) times (T, m) costs a seventh of the (m, T) times
+# (T, r) that autograd runs for a linear layer.
 
 
 def _code(x: Tensor, factor: Tensor, plan: _Plan) -> Tensor:
-    """Return ``s * factor x^T``, shape ``(r, T)`` (in memory the other way round where that is faster)."""
-    narrow = factor.to(plan.dtype)
-    if x.dtype is plan.dtype:
-        code = torch.mm(x, narrow.t()).t() if plan.order.tokens_first else torch.mm(narrow, x.t())
-        return code.mul_(plan.scaling)
-    code = torch.empty(x.shape[0], narrow.shape[0], dtype=plan.dtype, device=x.device)
+    """Return ``factor x^T``, shape ``(r, T)`` (in memory the other way round where that is faster)."""
+    if x.dtype is factor.dtype is plan.dtype:
+        return F.linear(x, factor).t() if plan.order.tokens_first else F.linear(factor, x)
+    narrow = factor.to(plan.dtype).t()
+    code = torch.empty(x.shape[0], narrow.shape[1], dtype=plan.dtype, device=x.device)
     for rows in _tiles(x):
-        torch.mm(x[rows].to(plan.dtype), narrow.t(), out=code[rows])
-    return code.mul_(plan.scaling).t()
+        torch.mm(x[rows].to(plan.dtype), narrow, out=code[rows])
+    return code.t()
 
 
 def _add_expanded(total: Tensor, code: Tensor, factor: Tensor, plan: _Plan) -> None:
-    """Add ``code^T factor`` to ``total`` in place; ``factor`` is ``(r, m)`` or ``(r, n)``."""
-    wide = factor.to(plan.dtype)
-    if total.dtype is plan.dtype:
-        total.addmm_(code.t(), wide)
+    """Add ``s * code^T factor`` to ``total`` in place; ``factor`` is ``(r, m)`` or ``(r, n)``."""
+    if total.dtype is factor.dtype is plan.dtype:
+        total.addmm_(code.t(), factor, alpha=plan.scaling)
         return
+    wide = factor.to(plan.dtype)
     for rows in _tiles(total):
-        total[rows].add_(torch.mm(code.t()[rows], wide))
+        total[rows].add_(torch.mm(code.t()[rows], wide), alpha=plan.scaling)
 
 
-def _outer(code: Tensor, x: Tensor, plan: _Plan) -> Tensor:
-    """Return ``code x``, the sum over tokens of the outer products, shape ``(r, n)`` or ``(r, m)``."""
-    if x.dtype is plan.dtype:
-        return torch.mm(code, x)
-    total = torch.zeros(code.shape[0], x.shape[1], dtype=plan.dtype, device=x.device)
+def _gradient(factor: Tensor, code: Tensor, x: Tensor, plan: _Plan) -> Tensor:
+    """Return ``s * code x``, the gradient of ``factor``, shape ``(r, n)`` or ``(r, m)``."""
+    if x.dtype is factor.dtype is plan.dtype:
+        return torch.addmm(factor, code, x, beta=0, alpha=plan.scaling)  # the factor lends its shape only
+    total = torch.zeros(factor.shape, dtype=plan.dtype, device=x.device)
     for rows in _tiles(x):
-        total.addmm_(code[:, rows], x[rows].to(plan.dtype))
+        total.addmm_(code[:, rows], x[rows].to(plan.dtype), alpha=plan.scaling)
     return total
 
 
@@ -286,3 +320,29 @@ def merged_weight(W0: Tensor, A: Tensor, B: Tensor, *, scaling: float) -> Tensor
         delta_W = B.detach()[rows].to(wide, torch.float64) @ down
         merged[rows] = (W0.detach()[rows].to(wide, torch.float64) + delta_W).to(W0.device, W0.dtype)
     return merged
+
+
+def rounding_error(W0: Tensor, merged: Tensor, A: Tensor, B: Tensor, *, scaling: float) -> tuple[float, float, float]:
+    """Return how far a merged weight is from the float64 value of ``W0 + scaling * B A``.
+
+    Args:
+        W0: Base weight, shape ``(m, n)``.
+        merged: What `merged_weight` returned.
+        A: Down factor, shape ``(r, n)``.
+        B: Up factor, shape ``(m, r)``.
+        scaling: The whole multiplier ``s``.
+
+    Returns:
+        Largest absolute difference; Frobenius norm of the difference over that of the update; fraction of the entries
+        that the update does not move though it is not zero there.
+    """
+    largest = error = size = unmoved = 0.0
+    down = A.detach().double() * scaling
+    for start in range(0, W0.shape[0], _MERGE_ROWS):
+        rows = slice(start, start + _MERGE_ROWS)
+        delta_W = B.detach()[rows].double() @ down
+        gap = merged[rows].double() - (W0[rows].double() + delta_W)
+        largest = max(largest, gap.abs().max().item())
+        error, size = error + gap.square().sum().item(), size + delta_W.square().sum().item()
+        unmoved += ((merged[rows] == W0[rows]) & (delta_W != 0)).sum().item()
+    return largest, (error / size) ** 0.5 if size else 0.0, unmoved / W0.numel()

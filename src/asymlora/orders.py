@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -43,20 +44,22 @@ class Cost(NamedTuple):
 # Measured by benchmarks/product_costs.py on 2 threads of an AVX2 machine in float32 (results/product_costs.json). Only
 # their ratios decide, and these travel better than seconds do.
 CPU_COSTS = {
-    "fold": Cost(call=5e-6, entry=0.19e-9, rank=0.0093e-9),  # W0 + s B A, e = m n
-    "expand": Cost(call=5e-6, entry=0.055e-9, rank=0.0098e-9),  # out += code B, or grad += code A, e = T m or T n
-    "reduce": Cost(call=5e-6, entry=0.12e-9, rank=0.0096e-9),  # code of the input or of the gradient, e = T n or T m
+    "fold": Cost(call=8e-6, entry=0.19e-9, rank=0.0093e-9),  # W0 + s B A, e = m n
+    "expand": Cost(call=8e-6, entry=0.055e-9, rank=0.0098e-9),  # out += code B, or grad += code A, e = T m or T n
+    "reduce": Cost(call=8e-6, entry=0.12e-9, rank=0.0096e-9),  # code of the input or of the gradient, e = T n or T m
+    "add": Cost(call=8e-6, entry=0.12e-9, rank=0.0),  # a sum of two gradients of the input, e = T n
+    "python": Cost(call=50e-6, entry=0.0, rank=0.0),  # an autograd function written in Python
 }
 TOKENS_FIRST_FROM = 32
 """Rank from which ``(T, r)`` codes are cheaper to compute than ``(r, T)`` ones (measured, as above)."""
 
 
 @lru_cache(maxsize=4096)
-def choose_order(T: int, n: int, m: int, r: int, *, trains_A: bool, input_grad: bool = True) -> Order:
+def choose_order(tokens: int, n: int, m: int, r: int, *, trains_A: bool, input_grad: bool = True) -> Order:
     """Return the cheapest order for a float32 layer on a CPU, without dropout.
 
     Args:
-        T: Tokens of the batch.
+        tokens: Tokens of the batch, ``T``.
         n: Features in.
         m: Features out.
         r: Rank.
@@ -72,11 +75,19 @@ def choose_order(T: int, n: int, m: int, r: int, *, trains_A: bool, input_grad: 
         >>> choose_order(128, 768, 768, 8, trains_A=True)
         Order(folds_forward=False, folds_backward=False, tokens_first=False)
     """
-    fold, expand, reduce = (CPU_COSTS[name] for name in ("fold", "expand", "reduce"))
-    folded = fold(m * n, r)
-    backward = expand(T * n, r) + (0.0 if trains_A else reduce(T * m, r))
-    return Order(
-        folds_forward=folded < expand(T * m, r),
-        folds_backward=input_grad and folded < backward,
-        tokens_first=r >= TOKENS_FIRST_FROM,
-    )
+    fold, expand, reduce, add, python = CPU_COSTS.values()
+    # The products that every order has (the codes that a gradient needs, the gradients) are left out.
+    forward = {False: expand(tokens * m, r), True: fold(m * n, r)}
+    backward = {False: expand(tokens * n, r) + (0.0 if trains_A else reduce(tokens * m, r)), True: fold(m * n, r)}
+    if not input_grad:
+        backward = {False: 0.0, True: math.inf}
+
+    def seconds(order: Order) -> float:
+        by_torch = not (order.folds_forward or order.folds_backward)
+        return (
+            forward[order.folds_forward]
+            + backward[order.folds_backward]
+            + (add(tokens * n, r) * input_grad if by_torch else python(0, r))
+        )
+
+    return min((Order(f, b, r >= TOKENS_FIRST_FROM) for f in (False, True) for b in (False, True)), key=seconds)

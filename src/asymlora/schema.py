@@ -156,18 +156,22 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise _WrongTypeError(f"'{where}' is {value!r}; a list is needed")
         return tuple([_convert(options[0], item, where=where) for item in cast("Sequence[Any]", value)])
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise _WrongTypeError(f"'{where}' is {value!r}; a mapping is needed")
-        pairs = cast("Mapping[Any, Any]", value).items()
-        return {_convert(str, k, where=where): _convert(options[1], v, where=_dotted(where, str(k))) for k, v in pairs}
+    if origin in (Mapping, Callable):
+        return _convert_generic(origin, options, value, where=where)
+    if is_dataclass(hint):
+        return _convert_dataclass(cast("type[Any]", hint), value, where=where)
+    return _convert_scalar(hint, value, where=where)
+
+
+def _convert_generic(origin: Any, options: Sequence[Any], value: Any, *, where: str) -> Any:
     if origin is Callable:
         if callable(value):
             return value
         raise _WrongTypeError(f"'{where}' is {value!r}; a function is needed")
-    if is_dataclass(hint):
-        return _convert_dataclass(cast("type[Any]", hint), value, where=where)
-    return _convert_scalar(hint, value, where=where)
+    if not isinstance(value, Mapping):
+        raise _WrongTypeError(f"'{where}' is {value!r}; a mapping is needed")
+    pairs = cast("Mapping[Any, Any]", value).items()
+    return {_convert(str, k, where=where): _convert(options[1], v, where=_dotted(where, str(k))) for k, v in pairs}
 
 
 def _convert_dataclass(cls: type[T], value: Any, *, where: str) -> T:

@@ -26,7 +26,7 @@ That of the smallest is tighter because their ``s**2`` are small against ``|M|``
 """
 
 _OVERSAMPLING = 8
-_KRYLOV_DEPTH = 5
+_KRYLOV_DEPTH = 4
 _CYCLES = 40
 _DENSE_BELOW = 512
 
@@ -196,17 +196,25 @@ def _extreme_space(
         blocks = [block]
         for _ in range(_KRYLOV_DEPTH):
             blocks.append(_orthonormal(expand(blocks[-1])))
-        space = _orthonormal(torch.cat(blocks, dim=1))
-        image = measure(space)
-        values, vectors = torch.linalg.eigh(space.T @ image)
-        # Ascending; what is sought goes first.
-        values, vectors = (values.flip(0), vectors.flip(1)) if largest else (values, vectors)
-        block = space @ vectors[:, :width]
-        residual = image @ vectors[:, :rank] - block[:, :rank] * values[:rank]
+        block, _, _ = _ritz(torch.cat(blocks, dim=1), measure, width, largest)
+        # Blocks of a singular M depend on each other, and then carry rounding that this product takes out again.
+        block, values, residuals = _ritz(expand(block), measure, width, largest)
         scale = max(scale, float(values.abs().max()))
-        if residual.norm(dim=0).max() <= accuracy * scale:
+        if residuals[:rank].max() <= accuracy * scale:
             return block[:, :rank]
     return None
+
+
+def _ritz(columns: Tensor, measure: Product, count: int, largest: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the extreme Ritz vectors of M in the span of the columns, their values and residual norms."""
+    space = _orthonormal(columns)
+    image = measure(space)
+    values, vectors = torch.linalg.eigh(space.T @ image)
+    # Ascending; what is sought goes first.
+    values, vectors = (values.flip(0), vectors.flip(1)) if largest else (values, vectors)
+    values, vectors = values[:count], vectors[:, :count]
+    block = space @ vectors
+    return block, values, (image @ vectors - block * values).norm(dim=0)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from asymlora.errors import NotAttachedError
-from asymlora.layers import LinearAdapter
+from asymlora.errors import AttachError, NotAttachedError
+from asymlora.layers import AdapterLayer
 from asymlora.spec import AdapterSpec
 
 _RECORD = "asymlora_attachment"
@@ -37,19 +37,21 @@ class Site:
 
     Attributes:
         name: Path of the module in the model.
-        weight: Base weight ``W0``, shape ``(out, in)``.
-        A: Down factor, shape ``(rank, in)``.
-        B: Up factor, shape ``(out, rank)``.
+        kind: ``linear``, ``embedding`` or ``convolution``.
+        weight: Base weight ``W0``, in the base layer's own shape: ``(out, in)`` for `nn.Linear`.
+        A: Down factor, shape ``(rank, in)``; of a convolution ``(rank, in, kernel...)``.
+        B: Up factor, shape ``(out, rank)``; of a convolution ``(out, rank/groups, 1...)``.
         scaling: The whole multiplier ``s`` on ``B A``, as it is now.
         layer: The adapter layer itself.
     """
 
     name: str
+    kind: str
     weight: Tensor
     A: Tensor
     B: Tensor
     scaling: float
-    layer: LinearAdapter
+    layer: AdapterLayer
 
 
 def set_attachment(model: nn.Module, record: Attachment | None) -> None:
@@ -102,8 +104,33 @@ def sites(model: nn.Module) -> Iterator[Site]:
     root, record = attached(model)
     for name in record.sites:
         layer = root.get_submodule(name)
-        assert isinstance(layer, LinearAdapter)
-        yield Site(name=name, weight=layer.weight, A=layer.lora_A, B=layer.lora_B, scaling=layer.scaling, layer=layer)
+        assert isinstance(layer, AdapterLayer)
+        yield Site(
+            name=name,
+            kind=layer.KIND,
+            weight=getattr(layer.base_layer, "weight", None),  # pyright: ignore[reportArgumentType]
+            A=layer.lora_A,
+            B=layer.lora_B,
+            scaling=layer.scaling,
+            layer=layer,
+        )
+
+
+def refuse_folded(model: nn.Module, action: str) -> None:
+    """Refuse what cannot be done while `asymlora.merged` holds the update in the base.
+
+    Args:
+        model: An attached model.
+        action: What was asked for, to end the sentence.
+
+    Raises:
+        AttachError: The adapter is folded in.
+    """
+    if any(site.layer.folded is not None for site in sites(model)):
+        raise AttachError(
+            f"The adapter of this {type(model).__name__} is folded into the base for a while. Leave `with"
+            f" asymlora.merged(model):` first, then {action}."
+        )
 
 
 def saved_modules(model: nn.Module) -> dict[str, nn.Module]:

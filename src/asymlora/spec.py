@@ -175,9 +175,9 @@ class AdapterSpec:
     targets: str | tuple[str, ...] = ALL_LINEAR
     modules_to_save: tuple[str, ...] = ()
     seed: int = 0
-    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
-    factor_pattern: Mapping[str, str] = field(default_factory=dict, hash=False)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
+    factor_pattern: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     shared_A: tuple[tuple[str, ...], ...] = ()
     nonzero_start: NonZeroStart = "refuse"
 

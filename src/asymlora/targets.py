@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from asymlora.errors import AttachError, NoTargetError, RankError
+from asymlora.layers import LinearAdapter, kind_of
 from asymlora.spec import ALL_LINEAR, AdapterSpec
 
 # These read the weights of their linear layers and do not call them (the encoder layer in evaluation only): an adapter
@@ -72,7 +73,7 @@ def _refuse_tied(model: nn.Module, saved: Sequence[str]) -> None:
         )
 
 
-def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> dict[str, nn.Linear]:
+def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> dict[str, nn.Module]:
     """Return the layers that the adapter goes to, by path, all checked.
 
     Args:
@@ -84,12 +85,13 @@ def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> 
         Base layers by path, in the model's order.
 
     Raises:
-        NoTargetError: A target matches no layer that can take an adapter.
+        NoTargetError: A target, or an ending in a pattern, matches no layer that can take an adapter.
+        RankError: The rank is larger than a layer allows.
         AttachError: A target is a layer that cannot take an adapter, or is used in several places.
     """
     possible = _adaptable(model, saved)
     if spec.targets == ALL_LINEAR:
-        chosen = {name: layer for name, layer in possible.items() if not _is_head(model, name)}
+        chosen = {n: m for n, m in possible.items() if kind_of(m) is LinearAdapter and not _is_head(model, n)}
         missing = () if chosen else (ALL_LINEAR,)
     else:
         chosen = {n: m for n, m in possible.items() if any(ends_with(n, t) for t in spec.targets)}
@@ -98,22 +100,90 @@ def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> 
         endings = sorted({name.rpartition(".")[2] for name in possible})
         can = f"Layers here that can take an adapter end in: {', '.join(endings)}."
         if not endings:
-            can = "No layer here can take an adapter: only nn.Linear can, outside of torch's own attention layers."
+            can = (
+                "No layer here can take an adapter: linear layers, embeddings and convolutions can, outside of torch's"
+                " own attention layers."
+            )
         reasons = _why_not(model, missing, possible)
         raise NoTargetError(f"no layer matches targets={missing}. {reasons}{can}")
+    _refuse_unmatched_patterns(spec, chosen)
     _refuse_shared(model, chosen)
-    _refuse_rank(chosen, spec.rank)
+    _refuse_rank(chosen, spec)
     return chosen
 
 
-def _adaptable(model: nn.Module, saved: Sequence[str]) -> dict[str, nn.Linear]:
+def shared_groups(spec: AdapterSpec, chosen: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
+    """Return the sites that share one ``A``: by address of the draw, the paths of its sites.
+
+    Args:
+        spec: The adapter.
+        chosen: Base layers by path.
+
+    Returns:
+        Paths by address, ``parent.q_proj+k_proj``; sites that share nothing are left out.
+
+    Raises:
+        NoTargetError: A group matches no two sites of one parent.
+        AttachError: Sites of a group differ in input width or rank, are not linear, or train ``A``.
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    for endings in spec.shared_A:
+        parents = {
+            name.removesuffix(f".{e}") if "." in name else "" for name in chosen for e in endings if ends_with(name, e)
+        }
+        found = {
+            parent: tuple(name for e in endings if (name := f"{parent}.{e}" if parent else e) in chosen)
+            for parent in sorted(parents)
+        }
+        found = {parent: names for parent, names in found.items() if len(names) > 1}
+        if not found:
+            raise NoTargetError(
+                f"shared_A={endings} matches no two adapted layers of one parent. Adapted here:"
+                f" {', '.join(sorted({name.rpartition('.')[2] for name in chosen}))}."
+            )
+        for parent, names in found.items():
+            _refuse_unlike(spec, {name: chosen[name] for name in names})
+            groups[f"{parent}.{'+'.join(endings)}" if parent else "+".join(endings)] = names
+    return groups
+
+
+def _refuse_unlike(spec: AdapterSpec, group: Mapping[str, nn.Module]) -> None:
+    kinds = {kind_of(layer) for layer in group.values()}
+    if kinds != {LinearAdapter}:
+        raise AttachError(f"shared_A is for linear layers, and one of {', '.join(group)} is none.")
+    shapes = {name: LinearAdapter.factor_shapes(layer, spec.at(name).rank)[0] for name, layer in group.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise AttachError(
+            f"Layers that share A need one rank and one input width: {listed}. Leave one out of shared_A."
+        )
+    if trained := [name for name in group if spec.at(name).A.trainable or spec.at(name).A.starts_at_zero]:
+        raise AttachError(f"shared_A shares a frozen A, but A is trained at {', '.join(trained)} by factor_pattern.")
+
+
+def _refuse_unmatched_patterns(spec: AdapterSpec, chosen: Mapping[str, nn.Module]) -> None:
+    unmatched = [
+        f"{name}[{ending!r}]"
+        for name in ("rank_pattern", "alpha_pattern", "factor_pattern")
+        for ending in getattr(spec, name)
+        if not any(ends_with(site, ending) for site in chosen)
+    ]
+    if unmatched:
+        endings = sorted({name.rpartition(".")[2] for name in chosen})
+        raise NoTargetError(
+            f"{', '.join(unmatched)} matches no adapted layer. Adapted layers end in: {', '.join(endings)}."
+        )
+
+
+def _adaptable(model: nn.Module, saved: Sequence[str]) -> dict[str, nn.Module]:
     deaf = {id(m) for owner in model.modules() if isinstance(owner, _READS_WEIGHTS) for m in owner.modules()}
     return {
         name: module
         for name, module in model.named_modules()
         if name
-        and isinstance(module, nn.Linear)
+        and kind_of(module) is not None
         and id(module) not in deaf
+        and not any(kind_of(part) for part in module.children())  # a block that knows its widths is no layer
         and not is_parametrized(module)  # a weight that is computed anew cannot be merged into
         and not any(name == path or name.startswith(path + ".") for path in saved)
     }
@@ -126,7 +196,7 @@ def _is_head(model: nn.Module, name: str) -> bool:
     return bool(held) and not name.startswith(f"{trunk}.")
 
 
-def _why_not(model: nn.Module, missing: Sequence[str], possible: dict[str, nn.Linear]) -> str:
+def _why_not(model: nn.Module, missing: Sequence[str], possible: Mapping[str, nn.Module]) -> str:
     kinds = {
         f"{name!r} is a {type(module).__name__}"
         for name, module in model.named_modules()
@@ -136,7 +206,7 @@ def _why_not(model: nn.Module, missing: Sequence[str], possible: dict[str, nn.Li
     return f"{'; '.join(shown)}{' and more' if len(kinds) > 3 else ''}, which cannot take an adapter. " if kinds else ""
 
 
-def _refuse_shared(model: nn.Module, chosen: dict[str, nn.Linear]) -> None:
+def _refuse_shared(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
     places: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         places[id(module)].append(name)
@@ -149,12 +219,16 @@ def _refuse_shared(model: nn.Module, chosen: dict[str, nn.Linear]) -> None:
         )
 
 
-def _refuse_rank(chosen: dict[str, nn.Linear], rank: int) -> None:
-    small = {n: m for n, m in chosen.items() if rank > min(m.in_features, m.out_features)}
-    if small:
-        listed = ", ".join(f"{n} ({m.in_features} -> {m.out_features})" for n, m in list(small.items())[:3])
-        largest = min(min(m.in_features, m.out_features) for m in chosen.values())
+def _refuse_rank(chosen: Mapping[str, nn.Module], spec: AdapterSpec) -> None:
+    problems: list[str] = []
+    for name, layer in chosen.items():
+        kind = kind_of(layer)
+        assert kind is not None
+        if why := kind.why_not(layer, spec.at(name).rank):
+            problems.append(f"{name} {why}")
+    if problems:
+        shown = "; ".join(problems[:3]) + ("; and more" if len(problems) > 3 else "")
         raise RankError(
-            f"rank={rank} is larger than {len(small)} of {len(chosen)} layers allow: {listed}. The largest rank for"
-            f" these targets is {largest}; lower the rank or leave these layers out of targets."
+            f"rank={spec.rank} does not fit {len(problems)} of {len(chosen)} layers: {shown}. Lower the rank, give these"
+            " layers their own in rank_pattern, or leave them out of targets."
         )

@@ -23,7 +23,8 @@ from transformers import (
     LlamaModel,
 )
 
-from asymlora.attaching import attach, merge
+from asymlora.attaching import attach
+from asymlora.merging import merge
 from asymlora.errors import DataNotFoundError
 from asymlora.site_view import sites
 from asymlora.spec import AdapterSpec

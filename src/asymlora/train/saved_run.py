@@ -11,7 +11,8 @@ import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from asymlora.atomic import staged_folder
-from asymlora.attaching import load_adapter, merge
+from asymlora.attaching import load_adapter
+from asymlora.merging import merge
 from asymlora.errors import RunExistsError, RunFolderError
 from asymlora.tasks.classifiers import load_classifier, load_plain, save_plain, token_limit
 from asymlora.tasks.splits import Part
