@@ -19,10 +19,13 @@ LAYERS = (
     ("init", "ops"),
     ("layers",),
     ("site_view", "targets"),
+    ("peft_sites",),
     ("checkpoint", "optim"),
     ("installing",),
     ("attaching",),
-    ("merging",),
+    ("merging", "peft_forward"),
+    ("peft_bridge",),
+    ("peft_conversion",),
     ("tasks",),
     ("train",),
     ("report",),
@@ -38,7 +41,7 @@ DOORS = {
     "rich": ("report", "cli"),
     "jsonargparse": ("cli",),
     "yaml": ("train",),
-    "peft": (),
+    "peft": ("peft_forward",),  # and peft_conversion, by name inside a function
     "ray": (),
     "plotly": (),
 }

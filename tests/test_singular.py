@@ -30,6 +30,7 @@ def _iterate_on_small_weights_too(monkeypatch: pytest.MonkeyPatch, request: pyte
     # So that weights of width 100, fast to check by a full SVD, take the path of those of width 1000.
     if "dense" not in request.node.name:
         monkeypatch.setattr(singular, "_DENSE_BELOW", 0)
+        monkeypatch.setattr(singular, "_GRAM_BELOW", 0)
 
 
 def _weight(out: int, fan_in: int, values: Tensor) -> Tensor:
@@ -89,7 +90,11 @@ def test_angle_to_the_true_space_is_within_the_stated_bound_where_there_is_a_gap
 
 
 @pytest.mark.parametrize("scheme", [top_singular_vectors, bottom_singular_vectors])
-def test_without_a_gap_the_residual_is_within_the_stated_bound(scheme: Scheme) -> None:
+@pytest.mark.parametrize("gram_below", [0, 1000])
+def test_without_a_gap_the_residual_is_within_the_stated_bound(
+    scheme: Scheme, gram_below: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(singular, "_GRAM_BELOW", gram_below)
     weight = torch.randn(300, 200, generator=_generator(1), dtype=torch.float64)
     found = scheme(weight, 5, which="A", draws=DRAWS)
     images = found @ (weight.T @ weight)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         detach,
         disabled,
         load_adapter,
+        make_contiguous,
         print_trainable_parameters,
         swap_adapter,
         unfused,
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from asymlora.checkpoint import save_adapter
     from asymlora.merging import MergeError, merge, merge_errors, merged
     from asymlora.optim import param_groups
-    from asymlora.site_view import Site, sites
+    from asymlora.peft_bridge import SpeedUp, freeze, initialize, restore_forward, speed_up, unfreeze
+    from asymlora.peft_conversion import from_peft_model, to_peft_model
+    from asymlora.peft_sites import sites
+    from asymlora.site_view import Site
     from asymlora.spec import AdapterSpec, FactorSpec
     from asymlora.train.recipe import Recipe
     from asymlora.train.run import RunResult, finetune
@@ -38,14 +42,24 @@ _HOME = {
     "detach": "attaching",
     "disabled": "attaching",
     "unfused": "attaching",
+    "make_contiguous": "attaching",
     "swap_adapter": "attaching",
     "merge": "merging",
     "merged": "merging",
     "merge_errors": "merging",
     "MergeError": "merging",
     "print_trainable_parameters": "attaching",
-    "sites": "site_view",
+    "sites": "peft_sites",
     "Site": "site_view",
+    # PEFT's models
+    "freeze": "peft_bridge",
+    "unfreeze": "peft_bridge",
+    "initialize": "peft_bridge",
+    "speed_up": "peft_bridge",
+    "restore_forward": "peft_bridge",
+    "SpeedUp": "peft_bridge",
+    "from_peft_model": "peft_conversion",
+    "to_peft_model": "peft_conversion",
     # training and files
     "param_groups": "optim",
     "save_adapter": "checkpoint",
@@ -63,20 +77,29 @@ __all__ = [
     "Recipe",
     "RunResult",
     "Site",
+    "SpeedUp",
     "attach",
     "detach",
     "disabled",
     "errors",
     "finetune",
+    "freeze",
+    "from_peft_model",
+    "initialize",
     "load_adapter",
+    "make_contiguous",
     "merge",
     "merge_errors",
     "merged",
     "param_groups",
     "print_trainable_parameters",
+    "restore_forward",
     "save_adapter",
     "sites",
+    "speed_up",
     "swap_adapter",
+    "to_peft_model",
+    "unfreeze",
     "unfused",
 ]
 

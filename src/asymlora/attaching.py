@@ -188,6 +188,24 @@ def unfused(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def make_contiguous(model: M) -> M:
+    """Lay the trained factors out contiguously, as FSDP demands of parameters; call it before `fully_shard`.
+
+    A narrow ``B`` is stored as its transpose, which the products read faster, unless a process group stands when the
+    adapter is attached.
+
+    Args:
+        model: An attached model.
+
+    Returns:
+        The same model; the parameters are the same objects.
+    """
+    for site in sites(model):
+        for parameter in site.layer.parameters(recurse=False):
+            parameter.data = parameter.data.contiguous()
+    return model
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Return how many values are trained, and how many there are, frozen factors included.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -133,8 +134,8 @@ def draw(
         A float32 tensor on CPU. For the names in `ADDRESSED_INITS` the same arguments give the same bits anywhere.
 
     Raises:
-        SpecError: The init is no known name, is ``custom``, or gave something that cannot be a factor, needs a weight and has none or one
-            that does not fit, or has nothing to scale to the wanted size.
+        SpecError: The init is no known name, is ``custom``, or gave something that cannot be a factor; it needs a
+            weight and has none or one that does not fit; or it has nothing to scale to the wanted size.
         RankError: The rank is more than the init allows at this shape.
 
     Example:
@@ -142,7 +143,7 @@ def draw(
         >>> torch.allclose(A @ A.T, torch.eye(2), atol=1e-6)
         True
     """
-    spec = factor_spec if isinstance(factor_spec, FactorSpec) else FactorSpec(init=cast(InitName, factor_spec))
+    spec = factor_spec if isinstance(factor_spec, FactorSpec) else _plain_spec(factor_spec)
     start = torch.zeros(shape, dtype=torch.float32, device="cpu")
     if not spec.starts_at_zero:
         init = _function_of(spec)
@@ -159,6 +160,12 @@ def draw(
             start = _checked(start, shape, f"The init of {factor} at {site!r}")
         _scale(start, spec, factor, site)
     return start
+
+
+@lru_cache(maxsize=16)
+def _plain_spec(init: InitName | Init) -> FactorSpec:
+    # A spec checks its fields, which takes as long as a small draw.
+    return FactorSpec(init=init)
 
 
 def _function_of(spec: FactorSpec) -> Init:

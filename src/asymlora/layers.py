@@ -12,11 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules import module as torch_module
 
 from asymlora.dropout import dropped
-from asymlora.ops import adapted_linear, add_low_rank, add_low_rank_plain, code_of, merged_weight
+from asymlora.ops import adapted_linear, add_low_rank, add_low_rank_plain, code_of, laid_out, merged_weight
 
 Shape = tuple[int, ...]
 
@@ -77,7 +77,9 @@ class AdapterLayer(nn.Module):
         self.fused = True
         for name, factor, trained in (("lora_A", A, trains_A), ("lora_B", B, trains_B)):
             if trained:
-                self.register_parameter(name, nn.Parameter(factor))
+                # FSDP takes contiguous parameters only.
+                rows = name == "lora_B" and not (distributed.is_available() and distributed.is_initialized())
+                self.register_parameter(name, nn.Parameter(laid_out(factor) if rows else factor))
             else:
                 self.register_buffer(name, factor)
 
@@ -211,7 +213,8 @@ class LinearAdapter(AdapterLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return ``base_layer(x) + s * dropout(x) A^T B^T``, shape ``(..., out)``."""
-        base, A, B, p = self.base_layer, self.lora_A, self.lora_B, self.active_dropout
+        base, A, B = self.base_layer, self.lora_A, self.lora_B
+        p = self.dropout if self.training else 0.0
         if not self.enabled:
             return base(x, *args, **kwargs)
         if not self.fused or torch.compiler.is_compiling():

@@ -57,22 +57,28 @@ def adapted_linear(
     Returns:
         Shape ``(..., m)``, in the dtype of ``x``.
     """
-    dtype = _product_dtype(x, A)
-    order = LOW_RANK
-    if code is None and not dropout and x.dtype is A.dtype is B.dtype is dtype:
-        # Elsewhere nothing was measured, and in reduced precision folding would round the update away.
-        if dtype in _FOLDED and x.device.type == "cpu":
-            (r, n), m = A.shape, W0.shape[0]
-            tokens = x.numel() // n if n else 0
-            order = choose_order(tokens, n, m, r, trains_A=A.requires_grad, input_grad=x.requires_grad)
-        if not order.folds_forward and not order.folds_backward:
-            code = code_of(x, A)
-    if code is None:
-        return _Product.apply(x, None, W0, bias, A, B, _Plan(scaling, dropout, dtype, order))
     x2 = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if code is None:
+        order = _order(x2, W0, A, B) if not dropout else None
+        if order is None or order.folds_forward or order.folds_backward:
+            plan = _Plan(scaling, dropout, _product_dtype(x, A), order or LOW_RANK)
+            out = _Product.apply(x2, None, W0, bias, A, B, plan)
+            return out if x2 is x else out.view(*x.shape[:-1], out.shape[1])
+        code = F.linear(x2, A)
     # Torch's own autograd keeps exactly what the trained factors need, and costs less than a function of ours.
-    out = F.linear(x2, W0, bias).addmm_(code, _read_along_rows(B), alpha=scaling)
+    out = F.linear(x2, W0, bias).addmm_(code, _along_rows(B), alpha=scaling)
     return out if x2 is x else out.view(*x.shape[:-1], out.shape[1])
+
+
+def _order(x: Tensor, W0: Tensor, A: Tensor, B: Tensor) -> Order | None:
+    """Return the order for a dense layer without dropout; None where the dtypes differ."""
+    if not x.dtype is A.dtype is B.dtype:
+        return None
+    if x.dtype in _FOLDED and x.device.type == "cpu":
+        (r, n), m = A.shape, W0.shape[0]
+        return choose_order(x.shape[0], n, m, r, A.requires_grad, x.requires_grad)
+    # Elsewhere nothing was measured, and in reduced precision folding would round the update away.
+    return None if x.device.type == "cpu" else LOW_RANK
 
 
 def add_low_rank(
@@ -104,13 +110,26 @@ def add_low_rank(
     dtype = _product_dtype(x, A)
     if out.dtype is B.dtype and (code is not None or (not dropout and x.dtype is A.dtype is out.dtype is dtype)):
         code = code_of(x, A) if code is None else code
-        return torch.addmm(out.reshape(-1, out.shape[-1]), code, _read_along_rows(B), alpha=scaling).view(out.shape)
+        return torch.addmm(out.reshape(-1, out.shape[-1]), code, _along_rows(B), alpha=scaling).view(out.shape)
     return _Product.apply(x, out, None, None, A, B, _Plan(scaling, dropout, dtype))
 
 
-def _read_along_rows(B: Tensor) -> Tensor:
-    # Autograd then forms the gradient of a narrow B as (r, T) times (T, m), for a seventh of what (m, T) times (T, r) costs.
-    return B.t() if B.shape[1] >= TOKENS_FIRST_FROM else B.t().contiguous()
+def laid_out(B: Tensor) -> Tensor:
+    """Return an up factor in the memory layout that the products read fastest: a narrow one as its transpose.
+
+    Args:
+        B: Up factor, shape ``(m, r)``.
+
+    Returns:
+        The same values and shape; not contiguous where ``r`` is small.
+    """
+    return B.t().contiguous().t() if B.dim() == 2 and B.shape[1] < TOKENS_FIRST_FROM else B
+
+
+def _along_rows(B: Tensor) -> Tensor:
+    # Of a B that can be read along its rows autograd forms the gradient as (r, T) times (T, m), for a seventh of what
+    # (m, T) times (T, r) costs. One that is not `laid_out` (PEFT's, FSDP's) is copied, and the copy kept for backward.
+    return B.t() if B.stride(0) == 1 or B.shape[1] >= TOKENS_FIRST_FROM else B.t().contiguous()
 
 
 def code_of(x: Tensor, A: Tensor, *, dropout: float = 0.0) -> Tensor:
@@ -220,6 +239,7 @@ class _Product(torch.autograd.Function):
             if A_grad or (x_grad and not folds):
                 g_code = _code(g, B.t(), plan)
             if A_grad:
+                assert g_code is not None
                 read = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
                 read = read if state is None else drop_again(read, state, plan.dropout)
                 grad_A = _gradient(A, g_code, read, plan)
@@ -228,6 +248,7 @@ class _Product(torch.autograd.Function):
                 if folds:
                     grad_x = torch.mm(g, torch.addmm(W0, B, A, alpha=plan.scaling))
                 else:
+                    assert g_code is not None
                     grad_x = _input_gradient(g, g_code, W0, A, state, plan)
                 grad_x = grad_x.to(dtype).view(shape)
         return grad_x, grad if out_grad else None, None, None, grad_A, grad_B, None

@@ -9,33 +9,63 @@ from typing import Any, Literal
 from torch import nn
 
 from asymlora.errors import SpecError
-from asymlora.site_view import attached, saved_modules, sites
+from asymlora.peft_sites import lora_layers, parameter_roles
+from asymlora.site_view import attached, find_attached, saved_modules, sites
 
-Label = Literal["A", "B", "head", "norm", "other"]
-_LABELS: tuple[Label, ...] = ("A", "B", "head", "norm", "other")
+Label = Literal["A", "B", "head", "norm", "other", "embedding_A", "embedding_B"]
+_LABELS: tuple[Label, ...] = ("A", "B", "head", "norm", "other", "embedding_A", "embedding_B")
 
 
 def label_parameters(model: nn.Module) -> dict[Label, list[nn.Parameter]]:
-    """Sort the trained parameters of an attached model by what they are, by object and never by elimination.
+    """Sort the trained parameters of an adapted model by what they are, by object and never by elimination.
 
     Args:
-        model: An attached model, or a wrapper around it.
+        model: An attached model, a `PeftModel` or any model with PEFT's LoRA layers in it, or a wrapper around one.
 
     Returns:
-        ``A`` and ``B``: trained factors; ``norm``: the vectors (gains and biases) of modules trained in full;
-        ``head``: their matrices; ``other``: what the caller made trainable besides. In the model's order.
+        ``A`` and ``B``: trained factors of layers that multiply; ``embedding_A`` and ``embedding_B``: those of
+        embeddings; ``norm``: the vectors (gains, biases, DoRA's magnitudes) of what is trained in full; ``head``: its
+        matrices; ``other``: what the caller made trainable besides. In the model's order.
+
+    Raises:
+        NotAttachedError: The model carries no adapter.
     """
-    root, _ = attached(model)
-    by_id: dict[int, Label] = {}
-    for site in sites(root):
-        by_id |= {id(site.A): "A", id(site.B): "B"}
-    for module in saved_modules(root).values():
-        by_id |= {id(p): "norm" if p.dim() < 2 else "head" for p in module.parameters()}
+    if find_attached(model) is None and lora_layers(model):
+        root, by_id = model, _peft_labels(model)
+    else:
+        root, by_id = attached(model)[0], _own_labels(model)
     labelled: dict[Label, list[nn.Parameter]] = {label: [] for label in _LABELS}
     for parameter in root.parameters():
         if parameter.requires_grad:
             labelled[by_id.get(id(parameter), "other")].append(parameter)
     return labelled
+
+
+def _own_labels(model: nn.Module) -> dict[int, Label]:
+    by_id: dict[int, Label] = {}
+    for site in sites(model):
+        of_embedding = site.kind == "embedding"
+        by_id |= {
+            id(site.A): "embedding_A" if of_embedding else "A",
+            id(site.B): "embedding_B" if of_embedding else "B",
+        }
+    for module in saved_modules(model).values():
+        by_id |= {id(p): _label_in_full(p) for p in module.parameters()}
+    return by_id
+
+
+def _peft_labels(model: nn.Module) -> dict[int, Label]:
+    by_id: dict[int, Label] = {}
+    for role, parameter in parameter_roles(model):
+        if role == "trained_in_full":
+            by_id[id(parameter)] = _label_in_full(parameter)
+        else:
+            by_id[id(parameter)] = "norm" if role == "vector" else role
+    return by_id
+
+
+def _label_in_full(parameter: nn.Parameter) -> Label:
+    return "norm" if parameter.dim() < 2 else "head"
 
 
 def param_groups(
@@ -45,16 +75,19 @@ def param_groups(
     lr_A: float | None = None,
     lr_B: float | None = None,
     lr_head: float | None = None,
+    lr_embedding: float | None = None,
     weight_decay: float | Mapping[Label, float] = 0.0,
 ) -> list[dict[str, Any]]:
     """Return named parameter groups with a learning rate and a weight decay each; none is empty.
 
     Args:
-        model: An attached model, or a wrapper around it.
-        lr: Learning rate per step. A factor gets it times its spec's ``lr_ratio`` unless given its own below.
+        model: An attached model, a `PeftModel` or any model with PEFT's LoRA layers in it, or a wrapper around one.
+        lr: Learning rate per step. A factor gets it times its spec's ``lr_ratio`` (1 on a PEFT model) unless given its
+            own below.
         lr_A: Absolute rate of ``A``.
         lr_B: Absolute rate of ``B``.
         lr_head: Absolute rate of heads and norms; default ``lr``.
+        lr_embedding: Absolute rate of both factors of embeddings; default: the rates of ``A`` and ``B``.
         weight_decay: One number for factors and heads (norms and biases get 0), or one for each label.
 
     Returns:
@@ -63,6 +96,7 @@ def param_groups(
     Raises:
         SpecError: A rate is not positive, a decay is negative, a label is unknown, or a rate is given for a factor that
             is not trained.
+        NotAttachedError: The model carries no adapter.
 
     Example:
         >>> from asymlora import AdapterSpec, attach
@@ -74,18 +108,21 @@ def param_groups(
         Hayou, Ghosh, Yu 2024, "LoRA+": a larger rate for B. PEFT's ``create_loraplus_optimizer`` takes a ratio only,
         ignores ``weight_decay`` and gives a head's weight the rate of A and its bias the rate of B (measured).
     """
-    _, record = attached(model)
     labelled = label_parameters(model)
+    found = find_attached(model)
+    ratio_A, ratio_B = (found[1].spec.A.lr_ratio, found[1].spec.B.lr_ratio) if found else (1.0, 1.0)
+    rate_A, rate_B = _first(lr_A, lr * ratio_A), _first(lr_B, lr * ratio_B)
     rates: dict[Label, float] = {
-        "A": lr_A if lr_A is not None else lr * record.spec.A.lr_ratio,
-        "B": lr_B if lr_B is not None else lr * record.spec.B.lr_ratio,
-        "head": lr_head if lr_head is not None else lr,
-        "norm": lr_head if lr_head is not None else lr,
+        "A": rate_A,
+        "B": rate_B,
+        "head": _first(lr_head, lr),
+        "norm": _first(lr_head, lr),
         "other": lr,
+        "embedding_A": _first(lr_embedding, rate_A),
+        "embedding_B": _first(lr_embedding, rate_B),
     }
-    _refuse_bad_rates(rates, {"A": lr_A, "B": lr_B}, labelled)
-    if lr_head is not None and not (labelled["head"] or labelled["norm"]):
-        raise SpecError(f"lr_head={lr_head} is given, but nothing is trained in full beside the factors; leave it out.")
+    given = {"A": lr_A, "B": lr_B, "head": lr_head, "embedding": lr_embedding}
+    _refuse_bad_rates(rates, given, labelled)
     decays = _decays(weight_decay)
     return [
         {"name": label, "params": labelled[label], "lr": rates[label], "weight_decay": decays[label]}
@@ -94,18 +131,30 @@ def param_groups(
     ]
 
 
+def _first(given: float | None, otherwise: float) -> float:
+    return otherwise if given is None else given
+
+
+_SETS: dict[str, tuple[tuple[Label, ...], str]] = {
+    "A": (("A", "embedding_A"), "A is frozen; leave it out or train A"),
+    "B": (("B", "embedding_B"), "B is frozen; leave it out or train B"),
+    "head": (("head", "norm"), "nothing is trained in full beside the factors; leave it out"),
+    "embedding": (("embedding_A", "embedding_B"), "no factor of an embedding is trained; leave it out"),
+}
+"""The labels that an absolute rate is for, and what to say if nothing has one of them."""
+
+
 def _refuse_bad_rates(
     rates: Mapping[Label, float],
-    absolute: Mapping[Label, float | None],
+    given: Mapping[str, float | None],
     labelled: Mapping[Label, list[nn.Parameter]],
 ) -> None:
     wrong = {label: rate for label, rate in rates.items() if not 0 < rate < math.inf}
     problems = [f"the rate of {label} is {rate}; it must be above 0" for label, rate in wrong.items()]
-    problems += [
-        f"lr_{label}={rate} is given, but {label} is frozen; leave it out or train {label}"
-        for label, rate in absolute.items()
-        if rate is not None and not labelled[label]
-    ]
+    for name, rate in given.items():
+        labels, why = _SETS[name]
+        if rate is not None and not any(labelled[label] for label in labels):
+            problems.append(f"lr_{name}={rate} is given, but {why}")
     if problems:
         raise SpecError("; ".join(problems) + ".")
 

@@ -55,7 +55,7 @@ TOKENS_FIRST_FROM = 32
 
 
 @lru_cache(maxsize=4096)
-def choose_order(tokens: int, n: int, m: int, r: int, *, trains_A: bool, input_grad: bool = True) -> Order:
+def choose_order(tokens: int, n: int, m: int, r: int, trains_A: bool, input_grad: bool = True) -> Order:
     """Return the cheapest order for a float32 layer on a CPU, without dropout.
 
     Args:

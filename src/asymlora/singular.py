@@ -28,7 +28,8 @@ That of the smallest is tighter because their ``s**2`` are small against ``|M|``
 _OVERSAMPLING = 8
 _KRYLOV_DEPTH = 4
 _CYCLES = 40
-_DENSE_BELOW = 512
+_DENSE_BELOW = 1024
+_GRAM_BELOW = 2048
 
 Product = Callable[[Tensor], Tensor]
 
@@ -40,7 +41,7 @@ def top_singular_vectors(weight: Tensor, rank: int, *, which: Literal["A", "B"],
     ``|M v - s**2 v| <= TOP_ACCURACY * |M|``, where ``|M| = s_1**2``. With a gap, the sine of the largest angle to the
     true space is then at most ``sqrt(rank) * TOP_ACCURACY * s_1**2 / (s_r**2 - s_(r+1)**2)``. Without one it bounds no
     angle: it says that each ``s**2`` is a true one to that accuracy, so vectors as large as those left out may have
-    been taken in their place. Weights of a short axis up to 512, those for which ``rank`` is a quarter of it or more,
+    been taken in their place. Weights of a short axis up to 1024, those for which ``rank`` is a quarter of it or more,
     and those that do not get there take the eigenvectors of ``M`` instead, ``O(p**3)``.
 
     Args:
@@ -58,16 +59,18 @@ def top_singular_vectors(weight: Tensor, rank: int, *, which: Literal["A", "B"],
         Krylov methods". The angle is Davis and Kahan's theorem. Restart and stopping rule are ours.
     """
     tall = _tall(weight, rank)
+    # Where M is cheap to form, one product with it is faster than two with a weight that may be much taller.
+    gram = tall.T @ tall if tall.shape[1] <= _GRAM_BELOW else None
 
     def multiplied(vectors: Tensor) -> Tensor:
-        return tall.T @ (tall @ vectors)
+        return tall.T @ (tall @ vectors) if gram is None else gram @ vectors
 
     found = None
     if not _is_small(tall.shape[1], rank):
         start = _start(tall.shape[1], rank, draws)
         found = _extreme_space(multiplied, multiplied, start, rank=rank, scale=0.0, largest=True)
     if found is None:
-        found = torch.linalg.eigh(tall.T @ tall).eigenvectors[:, -rank:]
+        found = torch.linalg.eigh(tall.T @ tall if gram is None else gram).eigenvectors[:, -rank:]
     return _on_side(weight, tall, found, which, draws)
 
 

@@ -12,8 +12,8 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from asymlora.atomic import staged_folder
 from asymlora.attaching import load_adapter
-from asymlora.merging import merge
 from asymlora.errors import RunExistsError, RunFolderError
+from asymlora.merging import merge
 from asymlora.tasks.classifiers import load_classifier, load_plain, save_plain, token_limit
 from asymlora.tasks.splits import Part
 from asymlora.tasks.text_classification import TokenizedTexts, predict_logits
