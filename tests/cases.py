@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +28,12 @@ class ModelCase:
     def logits(self, model: nn.Module) -> Tensor:
         """The model's logits on the case's fixed input."""
         with torch.no_grad():
-            return model.eval()(**self.inputs()).logits
+            return model.eval()(**self.inputs_for(model)).logits
+
+    def inputs_for(self, model: nn.Module) -> dict[str, Tensor]:
+        """The case's fixed input, numbers in the type of the model's first parameter."""
+        dtype = next(model.parameters()).dtype
+        return {key: v.to(dtype) if v.is_floating_point() else v for key, v in self.inputs().items()}
 
 
 def _text_inputs() -> dict[str, Tensor]:
@@ -110,6 +116,87 @@ def fill_factors(model: nn.Module, *, seed: int = 0, size: float = 0.3) -> None:
         for module in saved_modules(model).values():
             for parameter in module.parameters():
                 parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
+
+
+def _gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    # transformers scales residual projections down; the larger range makes up for it.
+    config = GPT2Config(
+        initializer_range=0.2,
+        vocab_size=64,
+        n_positions=32,
+        n_embd=16,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config)
+
+
+class SmallBlock(nn.Module):
+    """Two linear layers that read the same input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both, squashed."""
+        return torch.tanh(self.q(x) + self.v(x))
+
+
+class SmallNet(nn.Module):
+    """Every kind of layer once, and a path (``q``) that is the ending of another (``block.q``)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 8)
+        self.line = nn.Conv1d(8, 8, 3, padding=1)
+        self.plane = nn.Conv2d(8, 12, 3, padding=1)
+        self.grouped = nn.Conv2d(12, 8, 3, padding=1, groups=2)
+        self.block = SmallBlock(8)
+        self.q = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        """Return an object with ``logits``, shape (rows, 3), for 16 numbers below 20 a row."""
+        x = self.line(self.table(input_ids).transpose(1, 2)).unflatten(2, (4, 4))
+        x = self.grouped(torch.tanh(self.plane(x))).mean((2, 3))
+        return SimpleNamespace(logits=self.head(self.norm(self.q(self.block(x)))))
+
+
+def small_net() -> SmallNet:
+    """A random `SmallNet`."""
+    torch.manual_seed(0)
+    return SmallNet()
+
+
+def small_net_inputs() -> dict[str, Tensor]:
+    """Five rows for a `SmallNet`."""
+    return {"input_ids": torch.randint(0, 20, (5, 16), generator=torch.Generator().manual_seed(0))}
+
+
+KIND_MODELS = (
+    ModelCase(name="gpt2", build=_gpt2, targets=("c_attn", "c_proj"), head="ln_f", inputs=_text_inputs),
+    ModelCase(
+        name="small-net",
+        build=small_net,
+        targets=("table", "line", "plane", "grouped", "q"),
+        head="head",
+        inputs=small_net_inputs,
+    ),
+    ModelCase(
+        name="bert-words", build=_bert, targets=("word_embeddings", "value"), head="classifier", inputs=_text_inputs
+    ),
+)
+"""Models with layers of other kinds than linear."""
+
+EVERY_KIND = (*MODELS, *KIND_MODELS)
 
 
 WORDS_GOOD = ("good", "great", "fine", "lovely", "warm")

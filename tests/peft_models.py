@@ -54,7 +54,7 @@ class Images(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class PeftCase:
-    """A base model, the endings of the layers that PEFT adapts, its head, and how it is called."""
+    """A base model, the endings of the layers that PEFT adapts, the path of its head, and how it is called."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -90,13 +90,18 @@ def _image() -> Tensor:
 _OF = {case.name: case for case in MODELS}
 TEXT = tuple(
     PeftCase(name=name, build=_OF[name].build, targets=_OF[name].targets, head=head, inputs=_OF[name].inputs)
-    for name, head in (("bert", "classifier"), ("llama", "lm_head"), ("gpt_neox", "embed_out"), ("vit", "classifier"))
+    for name, head in (
+        ("bert", "classifier"),
+        ("llama", "lm_head"),
+        ("gpt_neox", "gpt_neox.final_layer_norm"),
+        ("vit", "classifier"),
+    )
 )
 GPT2 = PeftCase(
     name="gpt2",
     build=gpt2,
     targets=("c_attn", "c_fc"),
-    head="lm_head",
+    head="transformer.ln_f",
     inputs=_OF["llama"].inputs,
     fan_in_fan_out=True,
 )
@@ -107,12 +112,12 @@ CASES = (*TEXT, GPT2, WORDS, IMAGES)
 IDS = [case.name for case in CASES]
 
 
-def fill_peft(model: Any, *, seed: int = 0) -> Any:
-    """Fill the factors of every adapter with random values."""
+def fill_peft(model: Any, *, seed: int = 0, only: str | None = None) -> Any:
+    """Fill the factors of every adapter, or of one, with random values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in lora_layers(model).values():
-            for adapter in adapters_of(layer):
+            for adapter in adapters_of(layer) if only is None else (only,):
                 for factor in ("A", "B"):
                     place_of(layer, factor, adapter).tensor.normal_(0.0, 0.3, generator=generator)
     return model
@@ -123,9 +128,15 @@ def add_second(case: PeftCase, model: Any, name: str = "second") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of a second configuration
         model.add_adapter(name, case.config())
-    fill_peft(model, seed=1)
+    fill_peft(model, seed=1, only=name)
 
 
 def factors(model: nn.Module, factor: Any = "A", adapter: str = "default") -> dict[str, Tensor]:
     """A factor of every site, by the site's path."""
     return {name: place_of(layer, factor, adapter).tensor for name, layer in lora_layers(model).items()}
+
+
+def trained(model: nn.Module, factor: Any = "A") -> set[str]:
+    """Sites whose factor would get a gradient or be moved by an optimizer."""
+    optimized = {id(p) for p in model.parameters() if p.requires_grad}
+    return {name for name, t in factors(model, factor).items() if t.requires_grad or id(t) in optimized}

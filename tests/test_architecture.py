@@ -12,16 +12,17 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "asymlora"
 LAYERS = (
     ("errors",),
-    ("schema", "atomic"),
+    ("schema", "atomic", "peft_format", "untrusted_files"),
     ("spec",),
     ("draws", "orders", "dropout"),
     ("singular",),
     ("init", "ops"),
-    ("layers",),
-    ("site_view", "targets"),
+    ("layers", "own_file"),
+    ("site_view", "targets", "adapter_file"),
+    ("adapter_reading",),
     ("peft_sites",),
     ("checkpoint", "optim"),
-    ("installing",),
+    ("installing", "converting"),
     ("attaching",),
     ("merging", "peft_forward"),
     ("peft_bridge",),
@@ -41,7 +42,7 @@ DOORS = {
     "rich": ("report", "cli"),
     "jsonargparse": ("cli",),
     "yaml": ("train",),
-    "peft": ("peft_forward",),  # and peft_conversion, by name inside a function
+    "peft": ("peft_forward", "peft_conversion"),
     "ray": (),
     "plotly": (),
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         unfused,
     )
     from asymlora.checkpoint import save_adapter
+    from asymlora.converting import convert_adapter
     from asymlora.merging import MergeError, merge, merge_errors, merged
     from asymlora.optim import param_groups
     from asymlora.peft_bridge import SpeedUp, freeze, initialize, restore_forward, speed_up, unfreeze
@@ -64,6 +65,7 @@ _HOME = {
     "param_groups": "optim",
     "save_adapter": "checkpoint",
     "load_adapter": "attaching",
+    "convert_adapter": "converting",
     # whole runs
     "Recipe": "train.recipe",
     "RunResult": "train.run",
@@ -79,6 +81,7 @@ __all__ = [
     "Site",
     "SpeedUp",
     "attach",
+    "convert_adapter",
     "detach",
     "disabled",
     "errors",

@@ -11,13 +11,22 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from asymlora.checkpoint import AdapterSaver, PartSaveRefusal, fill, match_spec, read_adapter
+from asymlora.checkpoint import (
+    AdapterSaver,
+    PartSaveRefusal,
+    fill,
+    match_spec,
+    read_adapter,
+    refuse_differing,
+    refuse_unfit,
+)
 from asymlora.errors import AdapterFileError, AlreadyAttachedError
 from asymlora.installing import InputGradient, drawn_factors, install, starts_nonzero
-from asymlora.layers import AdapterLayer, kind_of, set_flag
+from asymlora.layers import AdapterLayer, set_flag
 from asymlora.site_view import attached, find_attached, refuse_folded, set_attachment, sites
 from asymlora.spec import AdapterSpec
 from asymlora.targets import match_saved_modules, match_targets
+from asymlora.untrusted_files import inner_folder
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -62,12 +71,17 @@ def attach(model: M, spec: AdapterSpec) -> M:
     return install(model, spec, factors, saved, starts={name: factors[name] for name in nonzero})
 
 
-def load_adapter(model: M, folder: str | Path, *, modules_to_save: Sequence[str] | None = None) -> M:
+def load_adapter(
+    model: M, folder: str | Path, *, name: str | None = None, modules_to_save: Sequence[str] | None = None
+) -> M:
     """Put the adapter of a folder on a model, in place.
+
+    Everything that the file's shapes show is checked before a value is read, and all before the model is touched.
 
     Args:
         model: The base model, without an adapter.
-        folder: Written by `save_adapter` or by PEFT.
+        folder: Written by `save_adapter`, in either form, or by PEFT.
+        name: Name of the adapter, if ``folder`` holds several in sub-folders as PEFT writes them.
         modules_to_save: Endings of the paths of modules that the file may overwrite; None: the modules that its
             configuration lists, by whole parts of their paths.
 
@@ -77,21 +91,23 @@ def load_adapter(model: M, folder: str | Path, *, modules_to_save: Sequence[str]
     Raises:
         AdapterFileError: The folder cannot be read or does not fit; all problems are listed.
         AlreadyAttachedError: The model carries an adapter.
+        NonZeroStartError: The adapter started non-zero, and the base cannot be corrected for it.
     """
-    file = read_adapter(folder)
     if find_attached(model) is not None:
         raise AlreadyAttachedError("This model carries an adapter already. Call asymlora.detach(model) first.")
+    folder = Path(folder)
+    if name is not None:
+        taken = {part for path, _ in model.named_modules() for part in path.split(".")}
+        folder = inner_folder(folder, name, taken=taken)
+    file = read_adapter(folder, check=lambda file: refuse_unfit(model, file, match_spec(model, file, modules_to_save)))
     spec = match_spec(model, file, modules_to_save)
     saved = match_saved_modules(model, spec.modules_to_save)
-    kinds = {n: (m, kind_of(m)) for n, m in model.named_modules() if n in file.factors}
-    # Of the model's own shapes, so that `fill` sees where the file's differ.
-    factors = {
-        name: (torch.zeros(shapes[0]), torch.zeros(shapes[1]))
-        for name, (base, kind) in kinds.items()
-        if kind is not None
-        for shapes in [kind.factor_shapes(base, spec.at(name).rank)]
-    }
-    installed = install(model, spec, factors, saved, starts=file.starts)
+    bases = {name: module for name, module in model.named_modules() if name in file.factors}
+    if file.starts:
+        starts_nonzero(bases, spec, model)
+    # Float32, whatever the file's type; `fill` gives the values.
+    factors = {name: tuple(torch.zeros(t.shape) for t in file.factors[name]) for name in bases}
+    installed = install(model, spec, factors, saved, starts=file.starts)  # pyright: ignore[reportArgumentType]
     try:
         fill(model, file)
     except Exception:
@@ -117,7 +133,8 @@ def swap_adapter(model: M, folder: str | Path) -> M:
         NotAttachedError: The model carries no adapter.
     """
     root, record = attached(model)
-    file = read_adapter(folder)
+    refuse_folded(root, "swap it")
+    file = read_adapter(folder, check=lambda file: (match_spec(root, file), refuse_differing(root, file)))
     spec = match_spec(root, file)
     if spec.nonzero_start != "refuse" or record.spec.nonzero_start != "refuse":
         raise AdapterFileError(
@@ -169,7 +186,11 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
     Yields:
         Nothing.
+
+    Raises:
+        AttachError: `asymlora.merged` holds the adapter in the base.
     """
+    refuse_folded(model, "disable it")
     with set_flag([site.layer for site in sites(model)], "enabled", value=False):
         yield
 
@@ -216,13 +237,13 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
         Trained values, all values.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen_factors = sum(
-        buffer.numel()
+    frozen_factors = {
+        id(buffer): buffer.numel()  # a shared A counts once
         for layer in model.modules()
         if isinstance(layer, AdapterLayer)
         for buffer in layer.buffers(recurse=False)
-    )
-    return trained, sum(p.numel() for p in model.parameters()) + frozen_factors
+    }
+    return trained, sum(p.numel() for p in model.parameters()) + sum(frozen_factors.values())
 
 
 def print_trainable_parameters(model: nn.Module) -> None:

@@ -1,50 +1,46 @@
-"""Adapter folders in PEFT's format: write them from an attached model, read them into one.
+"""Adapter folders and models: write the adapter of an attached model, fit a read one to a model.
 
-What PEFT's format cannot say (which factor is frozen, how each started) stands beside it in ``asymlora.json``; the
-folder is complete for PEFT without that file.
+What PEFT's format cannot say (which factor is frozen, how each started) stands beside it in ``asymlora.json``; a folder
+in PEFT's form is complete for PEFT without that file.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from asymlora import __version__
-from asymlora.atomic import staged_folder
-from asymlora.errors import AdapterFileError, SpecError, UnknownKeyError, WholeModelSaveError
+from asymlora.adapter_file import AdapterFile, draws_of, write_adapter
+from asymlora.adapter_reading import read_adapter
+from asymlora.errors import AdapterFileError, WholeModelSaveError
+from asymlora.layers import kind_of
+from asymlora.peft_format import CONFIG_FILE, WEIGHTS_FILE, exact_pattern, most_common, written_config
 from asymlora.site_view import Attachment, attached, saved_modules, sites
 from asymlora.spec import AdapterSpec
-from asymlora.targets import ends_with
+from asymlora.targets import ends_with, shared_groups
+from asymlora.untrusted_files import DTYPES, refuse
 
-CONFIG_FILE, WEIGHTS_FILE, OWN_FILE, CARD_FILE = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "asymlora.json",
-    "README.md",
-)
-_PREFIX = "base_model.model."
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "AdapterFile",
+    "AdapterSaver",
+    "PartSaveRefusal",
+    "adapter_tensors",
+    "fill",
+    "match_spec",
+    "read_adapter",
+    "refuse_unfit",
+    "save_adapter",
+]
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _FACTORS = ("lora_A", "lora_B")
-_FORMAT = 1
-_PEFT_VERSION = "0.21.2"  # whose format this is
-_PEFT_EMPTY = (
-    *("alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config", "exclude_modules"),
-    *("kasa_config", "layer_replication", "layers_pattern", "layers_to_transform", "lora_ga_config"),
-    *("megatron_config", "monteclora_config", "revision", "target_parameters", "trainable_token_indices"),
-    *("use_bdlora", "velora_config"),
-)
-_PEFT_OFF = ("ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_dora", "use_qalora")
-# What PEFT may say of the start without changing what a trained file means; others alter the base weights on load.
-_HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -56,10 +52,8 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         Detached tensors on CPU, in the dtype they have in the model.
     """
-    tensors = {f"{_PREFIX}{s.name}.{f}.weight": getattr(s.layer, f) for s in sites(model) for f in _FACTORS}
-    for path, module in saved_modules(model).items():
-        tensors |= {f"{_PREFIX}{path}.{name}": value for name, value in module.state_dict().items()}
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    root, record = attached(model)
+    return _file_of(root, record, base_model=None, task_type=None).peft_tensors()
 
 
 def save_adapter(
@@ -68,36 +62,43 @@ def save_adapter(
     *,
     base_model: str | None = None,
     task_type: str | None = None,
+    compress: bool = False,
 ) -> Path:
-    """Write the adapter of a model as a folder that PEFT loads.
+    """Write the adapter of a model as a folder that PEFT loads, or as a smaller one that only asymlora loads.
 
-    A new folder appears whole or not at all. In an existing one the files are replaced one by one, the configuration
-    last, so that an interrupted write leaves no folder that loads.
+    A new folder appears whole or not at all. In an existing one the files are replaced one by one, the one without
+    which nothing loads at the end, so that an interrupted write leaves no folder that loads half.
 
     Args:
-        model: An attached model, or a wrapper around it.
+        model: An attached model.
         folder: Where to write.
         base_model: Name of the base for the configuration; default: the name that the model's own config holds.
         task_type: PEFT's task type, for instance ``SEQ_CLS``, which picks the class of ``AutoPeftModel``.
+        compress: Leave out every frozen factor that is still what was drawn at its address (seed, site), and write the
+            address and a digest instead. `asymlora.convert_adapter` turns the folder into PEFT's form.
 
     Returns:
         The folder.
 
     Raises:
         WholeModelSaveError: ``model`` holds the attached model as a part; names in the file would not be its own.
+        AdapterFileError: A factor is no float of 16 or 32 bits.
     """
     root, record = attached(model)
     _refuse_parent(model, root)
     folder = Path(folder)
     if base_model is None:
         base_model = getattr(getattr(root, "config", None), "name_or_path", None) or None
-    with staged_folder(folder, last=CONFIG_FILE) as staging:
-        save_file(adapter_tensors(root), staging / WEIGHTS_FILE, metadata={"format": "pt"})
-        own = {"asymlora_version": __version__, "format": _FORMAT, "spec": record.spec.to_dict()}
-        _write_json(staging / OWN_FILE, own)
-        (staging / CARD_FILE).write_text(_card(record.spec, base_model), encoding="utf-8")
-        _write_json(staging / CONFIG_FILE, peft_config(root, record, base_model=base_model, task_type=task_type))
+    file = _file_of(root, record, base_model=base_model, task_type=task_type)
+    wrong = [f"{key} is {value.dtype}" for key, value in file.parts().items() if not _storable(key, value)]
+    refuse(folder, wrong, "Adapter files hold floats of 16 and 32 bits: call model.float() before saving.")
+    card = _card(file.spec, base_model).encode()
+    write_adapter(file, folder, form="seed" if compress else "peft", card=card)
     return folder
+
+
+def _storable(key: str, value: Tensor) -> bool:
+    return value.dtype in DTYPES.values() or (value.dim() == 0 and not value.is_floating_point() and "lora_" not in key)
 
 
 def _refuse_parent(model: nn.Module, root: nn.Module) -> None:
@@ -109,170 +110,170 @@ def _refuse_parent(model: nn.Module, root: nn.Module) -> None:
         )
 
 
-def peft_config(
-    model: nn.Module, record: Attachment, *, base_model: str | None, task_type: str | None
-) -> dict[str, Any]:
-    """Return the content of ``adapter_config.json``: every key that PEFT writes for a plain LoRA adapter.
-
-    ``init_lora_weights`` is always true: PEFT runs the named start again when it loads, and some change the base.
-
-    Args:
-        model: The attached module.
-        record: Its attachment.
-        base_model: Name of the base, or None.
-        task_type: PEFT's task type, or None.
-
-    Returns:
-        Plain values, by PEFT's names.
-    """
-    spec = record.spec
-    return {
-        **dict.fromkeys(_PEFT_EMPTY),
-        **dict.fromkeys(_PEFT_OFF, False),
-        "alpha_pattern": {},
-        "rank_pattern": {},
-        "loftq_config": {},
-        "base_model_name_or_path": base_model,
-        "bias": "none",
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": spec.effective_alpha,
-        "lora_dropout": spec.dropout,
-        "megatron_core": "megatron.core",
-        "modules_to_save": list(record.saved_modules) or None,
-        "peft_type": "LORA",
-        "peft_version": _PEFT_VERSION,
-        "qalora_group_size": 16,
-        "r": spec.rank,
-        "target_modules": _peft_targets(model, record.sites),
-        "task_type": task_type,
-        "use_rslora": spec.scaling == "rank_stabilized",
+def _file_of(root: nn.Module, record: Attachment, *, base_model: str | None, task_type: str | None) -> AdapterFile:
+    """Return the adapter of a model as it is now, its tensors detached on CPU."""
+    spec = _spec_now(root, record.spec)
+    modules = {
+        f"{path}.{name}": _on_cpu(value)
+        for path, module in saved_modules(root).items()
+        for name, value in module.state_dict().items()
     }
+    found = list(sites(root))
+    file = AdapterFile(
+        folder=Path(),
+        spec=spec,
+        factors={s.name: (_on_cpu(s.A), _on_cpu(s.B)) for s in found},
+        kinds={s.name: s.kind for s in found},
+        modules=modules,
+        modules_to_save=record.saved_modules,
+        starts={s.name: (_on_cpu(c.A), _on_cpu(c.B)) for s in found if (c := s.layer.corrected) is not None},
+        config=_config(root, record, spec, base_model=base_model, task_type=task_type),
+    )
+    shared = shared_groups(spec, {s.name: s.layer.base_layer for s in found})
+    groups = {name: address for address, names in shared.items() for name in names}
+    return replace(file, draws=draws_of(spec, file.parts(), groups=groups))
 
 
-def _peft_targets(model: nn.Module, adapted: Sequence[str]) -> list[str]:
-    # Short endings if they pick exactly the adapted layers by PEFT's rule, else full paths.
-    endings = sorted({name.rpartition(".")[2] for name in adapted})
+def _on_cpu(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous()
+
+
+def _spec_now(root: nn.Module, spec: AdapterSpec) -> AdapterSpec:
+    # A scale that was changed on the layer is written as the alpha that gives it.
+    changed = {
+        s.name: s.scaling * (s.layer.rank if spec.scaling == "standard" else math.sqrt(s.layer.rank))
+        for s in sites(root)
+        if s.scaling != spec.at(s.name).scaling_factor
+    }
+    return replace(spec, alpha_pattern={**spec.alpha_pattern, **changed}) if changed else spec
+
+
+def _config(
+    root: nn.Module, record: Attachment, spec: AdapterSpec, *, base_model: str | None, task_type: str | None
+) -> dict[str, Any]:
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for site in sites(root):
+        stated = spec.at(site.name)
+        # Where the base was corrected the file's factors are twice as wide, at the same scale.
+        widened = 1 if site.layer.corrected is None else 2
+        ranks[site.name] = widened * stated.rank
+        alphas[site.name] = stated.alpha * (widened if spec.scaling == "standard" else math.sqrt(widened))
+    rank, alpha = most_common(ranks.values()), most_common(alphas.values())
+    return written_config(
+        base_model_name_or_path=base_model,
+        fan_in_fan_out=any(type(s.layer.base_layer).__name__ == "Conv1D" for s in sites(root)),
+        r=rank,
+        rank_pattern=exact_pattern(ranks, rank),
+        lora_alpha=alpha,
+        alpha_pattern=exact_pattern(alphas, alpha),
+        lora_dropout=spec.dropout,
+        modules_to_save=list(record.saved_modules) or None,
+        target_modules=_peft_targets(root, record.sites),
+        task_type=task_type,
+        use_rslora=spec.scaling == "rank_stabilized",
+    )
+
+
+def _peft_targets(model: nn.Module, adapted: Sequence[str]) -> list[str] | str:
+    # Short endings if they pick exactly the adapted layers by PEFT's rule, else full paths, which a path that ends in
+    # another one makes inexact too: then one expression, which PEFT matches whole.
     inside = tuple(f"{name}." for name in adapted)
-    others = [n for n, _ in model.named_modules() if n and n not in adapted and not n.startswith(inside)]
-    exact = not any(ends_with(name, ending) for name in others for ending in endings)
-    return endings if exact else sorted(adapted)
+    others = [n for n, _ in model.named_modules() if n and n not in set(adapted) and not n.startswith(inside)]
+    for endings in (sorted({name.rpartition(".")[2] for name in adapted}), sorted(adapted)):
+        wanted = set(endings)
+        if not any(_is_ended(name, wanted) for name in others):
+            return endings
+    return "|".join(re.escape(name) for name in sorted(adapted))
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterFile:
-    """What an adapter folder holds, checked in itself but not yet against a model.
-
-    Attributes:
-        folder: Where it was read.
-        spec: The adapter. Of a folder that PEFT wrote: both factors trained.
-        factors: ``A`` and ``B`` by module path.
-        modules: Tensors of the modules trained in full, by path and name.
-        modules_to_save: Endings of module paths that ``modules`` may belong to.
-    """
-
-    folder: Path
-    spec: AdapterSpec
-    factors: dict[str, tuple[Tensor, Tensor]]
-    modules: dict[str, Tensor]
-    modules_to_save: tuple[str, ...]
-    starts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+def _is_ended(name: str, endings: set[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[i:]) in endings for i in range(len(parts)))
 
 
-def read_adapter(folder: str | Path) -> AdapterFile:
-    """Read an adapter folder written by `save_adapter` or by PEFT.
+def refuse_unfit(model: nn.Module, file: AdapterFile, spec: AdapterSpec) -> None:
+    """Refuse an adapter whose sites or shapes are not those of a base model; its values are not needed.
 
     Args:
-        folder: The folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
-
-    Returns:
-        Its content.
+        model: The base model.
+        file: What `read_adapter` returned, or gave to its ``check``.
+        spec: What `match_spec` returned.
 
     Raises:
-        AdapterFileError: A file is missing or damaged, the configuration is not plain LoRA, a factor lacks its other,
-            has another rank than the configuration says, or holds NaN or infinity. All such problems are listed.
+        AdapterFileError: A site is no layer of the kind and size that the file says, or a module trained in full has
+            other tensors; all are listed.
     """
-    folder = Path(folder)
-    config = _read_json(folder / CONFIG_FILE)
-    own = _read_json(folder / OWN_FILE) if (folder / OWN_FILE).exists() else {}
-    try:
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        reason = _missing_or(folder / WEIGHTS_FILE, error)
-        raise AdapterFileError(f"{folder / WEIGHTS_FILE}: {reason} Only safetensors files are read.") from None
-    spec = _read_spec(folder, config, own)
-    factors, modules, problems = _sort_tensors(tensors)
-    for name, (A, B) in factors.items():
-        if A.shape[0] != spec.rank or B.shape[1] != spec.rank:
-            problems.append(f"{name}: A is {tuple(A.shape)} and B {tuple(B.shape)}, but the rank is {spec.rank}")
-    problems += [
-        f"{k}: is {t.dtype}, not a float of 16 or 32 bits" for k, t in tensors.items() if t.dtype not in _DTYPES
-    ]
-    problems += [f"{key}: holds NaN or infinity" for key, t in tensors.items() if not torch.isfinite(t).all()]
-    if not factors:
-        problems.append("no tensor is a LoRA factor")
-    if problems:
-        raise AdapterFileError(f"{folder} cannot be used: {'; '.join(problems)}. Save the adapter again.")
-    heads = config.get("modules_to_save") or []
-    if not isinstance(heads, list) or not all(isinstance(head, str) and head for head in heads):
-        raise AdapterFileError(f"{folder / CONFIG_FILE}: modules_to_save is {heads!r}; a list of names is needed.")
-    return AdapterFile(folder=folder, spec=spec, factors=factors, modules=modules, modules_to_save=tuple(heads))
-
-
-def _read_spec(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> AdapterSpec:
-    if config.get("peft_type") != "LORA":
-        kind = config.get("peft_type")
-        raise AdapterFileError(f"{folder / CONFIG_FILE}: peft_type is {kind!r}; only 'LORA' is read.")
-    start = config.get("init_lora_weights", True)
-    if start not in _HARMLESS_STARTS:
-        raise AdapterFileError(
-            f"{folder / CONFIG_FILE}: init_lora_weights={start!r} changes the base weights when PEFT loads it. Convert"
-            " it with PEFT (save_pretrained with path_initial_model_for_weight_conversion) first."
-        )
-    try:
-        # Sites come from the tensors, so a pattern of targets is neither needed nor run.
-        targets = config.get("target_modules")
-        plain = {**config, "init_lora_weights": True}
-        plain["target_modules"] = targets if isinstance(targets, list) and targets else ["all-linear"]
-        spec = AdapterSpec.from_peft(plain)
-        if not own:
-            return spec
-        if own.get("format") != _FORMAT or not isinstance(own.get("spec"), dict):
-            raise AdapterFileError(
-                f"{folder / OWN_FILE} is of format {own.get('format')!r}; this version reads {_FORMAT}. Update"
-                " asymlora, or delete the file: the folder is complete without it."
-            )
-        stated = AdapterSpec.from_dict(own["spec"])
-    except (SpecError, UnknownKeyError) as error:
-        raise AdapterFileError(f"{folder}: {error}") from None
-    if (stated.rank, stated.scaling_factor) != (spec.rank, spec.scaling_factor):
-        raise AdapterFileError(
-            f"{folder}: {OWN_FILE} says rank {stated.rank} and scale {stated.scaling_factor:g}, {CONFIG_FILE} says rank"
-            f" {spec.rank} and scale {spec.scaling_factor:g}. Delete {OWN_FILE} if PEFT's file is the right one."
-        )
-    return stated
-
-
-def _sort_tensors(
-    tensors: Mapping[str, Tensor],
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor], list[str]]:
-    halves: dict[str, dict[str, Tensor]] = {}
-    modules: dict[str, Tensor] = {}
+    named = dict(model.named_modules())
+    places: dict[int, int] = {}
+    for _, module in model.named_modules(remove_duplicate=False):
+        places[id(module)] = places.get(id(module), 0) + 1
     problems: list[str] = []
-    for key, tensor in tensors.items():
-        path = key.removeprefix(_PREFIX)
-        site, _, rest = path.rpartition(".lora_")
-        if path == key:
-            problems.append(f"{key}: does not start with {_PREFIX!r}")
-        elif site and rest in ("A.weight", "B.weight") and tensor.dim() == 2:
-            halves.setdefault(site, {})[rest[0]] = tensor
-        elif "lora_" in path or ".base_layer." in path:
-            problems.append(f"{key}: not a factor of a linear layer")
-        else:
-            modules[path] = tensor
-    problems += [f"{site}: only lora_{next(iter(half))} is there" for site, half in halves.items() if len(half) == 1]
-    factors = {site: (half["A"], half["B"]) for site, half in halves.items() if len(half) == 2}
-    return factors, modules, problems
+    for site, pair in file.factors.items():
+        base = named.get(site)
+        kind = None if base is None else kind_of(base)
+        if base is None or kind is None or file.kinds[site] != kind.KIND:
+            what = "" if base is None else f" as {file.kinds[site]}: it is a {type(base).__name__}"
+            problems.append(f"{site} has no place in the model{what}")
+            continue
+        if why := kind.why_not(base, pair[0].shape[0]):
+            problems.append(f"{site} {why}")
+        shapes = kind.factor_shapes(base, pair[0].shape[0])
+        problems += _other_shapes({f"{site}.{f}": s for f, s in zip(_FACTORS, shapes, strict=True)}, site, pair)
+        if places[id(base)] > 1:
+            problems.append(f"{site} is a layer that stands in several places")
+    for path in spec.modules_to_save:
+        own = {f"{path}.{name}": value for name, value in named[path].state_dict().items()}
+        given = {key: value for key, value in file.modules.items() if key.startswith(f"{path}.")}
+        problems += _differences({key: tuple(value.shape) for key, value in own.items()}, given)
+    _refuse_misfit(model, file, problems)
+
+
+def _other_shapes(wanted: Mapping[str, tuple[int, ...]], site: str, pair: tuple[Tensor, Tensor]) -> list[str]:
+    return _differences(wanted, {f"{site}.{f}": t for f, t in zip(_FACTORS, pair, strict=True)})
+
+
+def _differences(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> list[str]:
+    problems = [f"{key} is missing" for key in wanted if key not in given]
+    problems += [f"{key} has no place in the model" for key in given if key not in wanted]
+    problems += [
+        f"{key} is {tuple(given[key].shape)}, the model needs {tuple(shape)}"
+        for key, shape in wanted.items()
+        if key in given and tuple(given[key].shape) != tuple(shape)
+    ]
+    return problems
+
+
+def _refuse_misfit(model: nn.Module, file: AdapterFile, problems: Sequence[str]) -> None:
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise AdapterFileError(f"{file.folder} does not fit this {type(model).__name__}: {shown}.")
+
+
+def refuse_differing(model: nn.Module, file: AdapterFile) -> None:
+    """Refuse an adapter whose sites, trained modules or shapes are not those of an attached model.
+
+    Args:
+        model: An attached model.
+        file: What `read_adapter` returned, or gave to its ``check``.
+
+    Raises:
+        AdapterFileError: They differ; all differences are listed.
+    """
+    root, _ = attached(model)
+    _refuse_misfit(root, file, _differences({k: tuple(v.shape) for k, v in _places(root).items()}, _given(file)))
+
+
+def _places(root: nn.Module) -> dict[str, Tensor]:
+    wanted = {f"{s.name}.{f}": getattr(s.layer, f) for s in sites(root) for f in _FACTORS}
+    for path, module in saved_modules(root).items():
+        wanted |= {f"{path}.{name}": value for name, value in module.state_dict(keep_vars=True).items()}
+    return wanted
+
+
+def _given(file: AdapterFile) -> dict[str, Tensor]:
+    factors = {f"{site}.{f}": t for site, pair in file.factors.items() for f, t in zip(_FACTORS, pair, strict=True)}
+    return factors | file.modules
 
 
 def fill(model: nn.Module, file: AdapterFile) -> None:
@@ -283,27 +284,31 @@ def fill(model: nn.Module, file: AdapterFile) -> None:
         file: What `read_adapter` returned.
 
     Raises:
-        AdapterFileError: The file and the model differ in their sites, trained modules or shapes; all are listed.
+        AdapterFileError: The file and the model differ in their sites, trained modules, shapes or starts; all are
+            listed.
     """
     root, _ = attached(model)
-    wanted = {f"{s.name}.{f}": getattr(s.layer, f) for s in sites(root) for f in _FACTORS}
-    for path, module in saved_modules(root).items():
-        wanted |= {f"{path}.{name}": value for name, value in module.state_dict(keep_vars=True).items()}
-    given = {f"{site}.{f}": t for site, pair in file.factors.items() for f, t in zip(_FACTORS, pair, strict=True)}
-    given |= file.modules
-    problems = [f"{key} is missing" for key in wanted if key not in given]
-    problems += [f"{key} has no place in the model" for key in given if key not in wanted]
-    problems += [
-        f"{key} is {tuple(given[key].shape)}, the model needs {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in given and given[key].shape != value.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise AdapterFileError(f"{file.folder} does not fit this {type(root).__name__}: {shown}.")
+    refuse_differing(root, file)
+    wanted, given = _places(root), _given(file)
+    problems = _other_starts(root, file)
+    first: dict[int, str] = {}
+    for key, value in wanted.items():
+        if (twin := first.setdefault(id(value), key)) != key and not torch.equal(given[twin], given[key]):
+            problems.append(f"{twin} and {key} are one tensor in the model and two in the file")
+    _refuse_misfit(root, file, problems)
     with torch.no_grad():
         for key, value in wanted.items():
             value.copy_(given[key])
+
+
+def _other_starts(root: nn.Module, file: AdapterFile) -> list[str]:
+    problems: list[str] = []
+    for site in sites(root):
+        ours, theirs = site.layer.corrected, file.starts.get(site.name)
+        pairs = zip(ours[:2], theirs, strict=True) if ours is not None and theirs is not None else ()
+        if (ours is None) != (theirs is None) or not all(torch.equal(_on_cpu(a), b.to(a.dtype)) for a, b in pairs):
+            problems.append(f"the base of {site.name} was corrected for another start than the file's")
+    return problems
 
 
 def match_spec(model: nn.Module, file: AdapterFile, allowed: Sequence[str] | None = None) -> AdapterSpec:
@@ -402,21 +407,3 @@ def _card(spec: AdapterSpec, base_model: str | None) -> str:
         f" {state[spec.A.trainable]}, B started as {spec.B.init} and {state[spec.B.trainable]}.\n\n"
         "Load it with `PeftModel.from_pretrained(base, folder)` or `asymlora.load_adapter(base, folder)`.\n"
     )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path}: {_missing_or(path, error)}") from None
-    if not isinstance(content, dict):
-        raise AdapterFileError(f"{path}: holds a {type(content).__name__}; an object is needed.")
-    return content
-
-
-def _missing_or(path: Path, error: Exception) -> str:
-    return f"cannot be read ({error})." if path.exists() else "is not there. An adapter folder holds it."

@@ -52,6 +52,8 @@ def drop_again(x: Tensor, state: Tensor, p: float) -> Tensor:
     """
     if x.device.type == "cpu":
         return _scaled(x, torch.from_numpy(np.unpackbits(state.numpy(), count=x.numel())), p)
+    if x.is_meta:
+        return torch.empty_like(x)
     generator = torch.Generator(x.device).manual_seed(int(state))
     kept = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(kept_fraction(p), generator=generator)
     return kept.mul_(x).mul_(1.0 / kept_fraction(p))

@@ -165,9 +165,10 @@ class InputGradient:
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Mark the output, if it is a tensor without a gradient."""
-        if not getattr(self.model, "is_gradient_checkpointing", False) or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not isinstance(output, Tensor) or output.requires_grad:
             return
-        if isinstance(output, Tensor) and output.is_floating_point() and not output.requires_grad:
+        # Not the model's own `is_gradient_checkpointing`, which transformers has renamed and warns of.
+        if output.is_floating_point() and any(vars(m).get("gradient_checkpointing") for m in self.model.modules()):
             output.requires_grad_(True)
 
 

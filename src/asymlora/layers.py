@@ -16,7 +16,15 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules import module as torch_module
 
 from asymlora.dropout import dropped
-from asymlora.ops import adapted_linear, add_low_rank, add_low_rank_plain, code_of, laid_out, merged_weight
+from asymlora.ops import (
+    adapted_linear,
+    add_low_rank,
+    add_low_rank_plain,
+    autocasts,
+    code_of,
+    laid_out,
+    merged_weight,
+)
 
 Shape = tuple[int, ...]
 
@@ -96,9 +104,16 @@ class AdapterLayer(nn.Module):
     @classmethod
     def why_not(cls, base: nn.Module, rank: int) -> str | None:
         """Return why this very layer cannot take an adapter of this rank, or None."""
+        if why := cls.why_never(base):
+            return why
         A, B = cls.matrix_shapes(base, rank)
         if rank > min(A[1], B[0]):
             return f"is {A[1]} -> {B[0]}, and the rank may be at most {min(A[1], B[0])}"
+        return None
+
+    @classmethod
+    def why_never(cls, base: nn.Module) -> str | None:
+        """Return why this very layer cannot take an adapter of any rank, or None."""
         return None
 
     @classmethod
@@ -142,9 +157,10 @@ class AdapterLayer(nn.Module):
         self.corrected = Corrected(A=A, B=B, weight=original)
 
     def restore_base(self) -> None:
-        """Put the original base weight back, the very tensor."""
+        """Put the original base weight back: the very tensor, unless the model was moved or cast meanwhile."""
         if self.corrected is not None:
-            self.base_layer.weight.data = self.corrected.weight  # pyright: ignore[reportAttributeAccessIssue]
+            weight: Any = self.base_layer.weight
+            weight.data = self.corrected.weight.to(weight)
             self.corrected = None
 
     def why_not_merge(self) -> str | None:
@@ -221,7 +237,7 @@ class LinearAdapter(AdapterLayer):
             return add_low_rank_plain(base(x, *args, **kwargs), x, A, B, scaling=self.scaling, dropout=p)
         weight = None if args or kwargs else plain_weight(base, x)
         options: dict[str, Any] = {"scaling": self.scaling, "dropout": p}
-        if self.shared is not None and x.dtype is A.dtype and not torch.is_autocast_enabled(x.device.type):
+        if self.shared is not None and x.dtype is A.dtype and not autocasts(x.device.type):
             options["code"] = self.shared.code(x, A, p)
         if weight is None:
             return add_low_rank(base(x, *args, **kwargs), x, A, B, **options)
@@ -264,7 +280,8 @@ class EmbeddingAdapter(AdapterLayer):
         if not self.enabled:
             return out
         assert isinstance(base, nn.Embedding)
-        code = F.embedding(x, self.lora_A.t(), base.padding_idx, None, 2.0, base.scale_grad_by_freq, base.sparse)
+        # Never sparse: torch cannot transpose a sparse gradient back into the layout of A.
+        code = F.embedding(x, self.lora_A.t(), base.padding_idx, scale_grad_by_freq=base.scale_grad_by_freq)
         # Gemma's embedding multiplies what it looked up.
         scale = self.scaling * float(getattr(base, "embed_scale", 1.0))
         return out + (F.linear(code, self.lora_B) * scale).to(out.dtype)
@@ -281,11 +298,10 @@ class EmbeddingAdapter(AdapterLayer):
         return (rank, base.num_embeddings), (base.embedding_dim, rank)
 
     @classmethod
-    def why_not(cls, base: nn.Module, rank: int) -> str | None:
+    def why_never(cls, base: nn.Module) -> str | None:
         """Refuse `max_norm`, which rewrites the weight in the forward pass."""
-        if getattr(base, "max_norm", None) is not None:
-            return "has max_norm, which rewrites its weight as it is read"
-        return super().why_not(base, rank)
+        max_norm = getattr(base, "max_norm", None)
+        return None if max_norm is None else "has max_norm, which rewrites its weight as it is read"
 
     @classmethod
     def matrix_of(cls, base: nn.Module, weight: Tensor) -> Tensor:
@@ -332,13 +348,19 @@ class ConvAdapter(AdapterLayer):
 
     @classmethod
     def why_not(cls, base: nn.Module, rank: int) -> str | None:
-        """Refuse ranks that the groups do not divide, and padding with anything but zeros."""
+        """Refuse ranks that the groups do not divide."""
         assert isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         if rank % base.groups:
             return f"has {base.groups} groups, which must divide the rank"
+        return super().why_not(base, rank)
+
+    @classmethod
+    def why_never(cls, base: nn.Module) -> str | None:
+        """Refuse padding with anything but zeros."""
+        assert isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         if base.padding_mode != "zeros":
             return f"pads by {base.padding_mode!r}, which the adapter's own convolution does not"
-        return super().why_not(base, rank)
+        return None
 
     @classmethod
     def matrix_of(cls, base: nn.Module, weight: Tensor) -> Tensor:
@@ -386,7 +408,7 @@ def plain_weight(base: Any, x: Tensor) -> Tensor | None:
         return None
     if type(weight) not in (nn.Parameter, Tensor) or weight.dtype is not x.dtype or weight.requires_grad:
         return None
-    if (bias is not None and bias.requires_grad) or torch.is_autocast_enabled(x.device.type):
+    if (bias is not None and bias.requires_grad) or autocasts(x.device.type):
         return None
     return weight if type(base) is nn.Linear else weight.t()
 
@@ -395,7 +417,7 @@ class SharedCode:
     """The code ``A x`` of layers that read the same input through one frozen ``A``, computed once.
 
     The input is known again by identity and version; it is not kept alive. The code is dropped when every layer of the
-    group has read it.
+    group has read it, or the input is gone. An inference tensor has no version, so its code is computed for each layer.
 
     Args:
         sites: Paths of the layers in the group.
@@ -414,14 +436,21 @@ class SharedCode:
             A: The shared factor, shape ``(rank, n)``.
             p: Fraction dropped; the layers of a group share one mask.
         """
+        if x.is_inference() or A.is_inference():
+            return code_of(x, A, dropout=p)
+        state = x._version, A._version, p, torch.is_grad_enabled()
         if (last := self._last) is not None:
-            source, version, mode, code, left = last
-            if source() is x and version == x._version and mode == (p, torch.is_grad_enabled()):
-                self._last = (source, version, mode, code, left - 1) if left > 1 else None
+            source, then, code, left = last
+            if source() is x and then == state:
+                self._last = (source, then, code, left - 1) if left > 1 else None
                 return code
         code = code_of(x, A, dropout=p)
-        self._last = (weakref.ref(x), x._version, (p, torch.is_grad_enabled()), code, len(self.sites) - 1)
+        self._last = (weakref.ref(x, self._forget), state, code, len(self.sites) - 1)
         return code
+
+    def _forget(self, source: weakref.ref[Tensor]) -> None:
+        if (last := self._last) is not None and last[0] is source:
+            self._last = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}

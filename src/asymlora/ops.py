@@ -210,7 +210,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(
             x if A_grad else None,
             code if B_grad else None,
-            state,
+            state if x_grad or A_grad else None,
             W0 if x_grad else None,
             A if x_grad or A_grad else None,
             B,
@@ -254,9 +254,18 @@ class _Product(torch.autograd.Function):
         return grad_x, grad if out_grad else None, None, None, grad_A, grad_B, None
 
 
+def autocasts(kind: str) -> bool:
+    """Return whether autocast is on for a kind of device; torch cannot be asked about ``meta``.
+
+    Args:
+        kind: Type of a device.
+    """
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def _as_written(kind: str) -> AbstractContextManager[Any]:
     # Autocast would change the dtype of single products in here.
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _AS_IT_IS
+    return torch.autocast(kind, enabled=False) if autocasts(kind) else _AS_IT_IS
 
 
 _AS_IT_IS = nullcontext()

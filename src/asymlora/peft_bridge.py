@@ -34,7 +34,8 @@ def freeze(model: M, factor: Factor, adapter: str | None = None) -> M:
 
     The factor becomes a buffer under the name that it had, so files keep their keys and plain PEFT reads them. Nothing
     in PEFT's files says that it is frozen: after reloading, freeze again. DDP broadcasts buffers and FSDP does not
-    shard them. Optimizers made before hold a parameter that the model no longer has: make them afterwards.
+    shard them. Optimizers made before hold a parameter that the model no longer has: make them afterwards. Of factors
+    in half precision `load_adapter` casts the trained ones alone to float32: give it ``autocast_adapter_dtype=False``.
 
     Args:
         model: A `PeftModel`, or any model with PEFT's LoRA layers in it.
@@ -49,7 +50,7 @@ def freeze(model: M, factor: Factor, adapter: str | None = None) -> M:
         BothFrozenError: The other factor is frozen, or this one is zero: nothing could train.
         NotAttachedError: The model holds no LoRA layer of PEFT.
         UnknownNameError: There is no such adapter, or not exactly one is active.
-        AttachError: A layer is not plain LoRA, or this PEFT is too old to freeze a factor of an embedding.
+        AttachError: A layer is not plain LoRA.
     """
     if factor not in FACTORS:
         raise SpecError(f"factor={factor!r} is neither 'A' nor 'B'. A reads the input, B writes the output.")
@@ -66,7 +67,6 @@ def freeze(model: M, factor: Factor, adapter: str | None = None) -> M:
         f"Frozen there, B*A would stay zero and no gradient reach the other factor. Freeze {other}, or start {factor}"
         " elsewhere first: asymlora.initialize(model, ...).",
     )
-    _refuse_thawing(layers, adapter)
     for layer in layers.values():
         freeze_factor(layer, factor, adapter)
     return model
@@ -98,6 +98,25 @@ def unfreeze(model: M, factor: Factor, adapter: str | None = None) -> M:
     return model
 
 
+class PartlyFrozen(nn.ParameterDict):
+    """A `ParameterDict` some of whose entries are buffers, which its readers see and cannot thaw.
+
+    PEFT sets the ``requires_grad`` flag of whatever it reads here, and writes entries back when it casts or moves them.
+    """
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Return the entry; of a frozen one a view, so that its flag is not the buffer's."""
+        held = self._buffers.get(key)
+        return super().__getitem__(key) if held is None else held.detach()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Set the entry; a frozen one stays frozen."""
+        if key in self._buffers and isinstance(value, Tensor):
+            self._buffers[key] = value.detach()
+        else:
+            super().__setitem__(key, value)
+
+
 def freeze_factor(layer: Any, factor: Factor, adapter: str) -> None:
     """Freeze a factor of one PEFT layer; what `freeze` checks is not checked.
 
@@ -108,29 +127,11 @@ def freeze_factor(layer: Any, factor: Factor, adapter: str) -> None:
     """
     holder, key = place_of(layer, factor, adapter)
     if isinstance(holder, nn.ParameterDict):
-        # set_adapter and its kin set the flag of whatever a ParameterDict holds, buffers too; this list of PEFT's own
-        # (private, since 0.21) clears it again. test_peft_bridge.py, the embedding rows, tells when it is gone.
-        names = layer.frozen_peft_weight_names
-        told = tuple(dict.fromkeys([*names.get(adapter, ()), f"lora_embedding_{factor}"]))
-        layer.frozen_peft_weight_names = {**names, adapter: told}  # the class's own dict is shared: never in place
+        holder.__class__ = PartlyFrozen
         _make_buffer(holder, key)
         return
     for name in [name for name, _ in holder.named_parameters(recurse=False)]:  # PEFT may give B a bias
         _make_buffer(holder, name)
-
-
-def _refuse_thawing(layers: Mapping[str, Any], adapter: str) -> None:
-    """Refuse embeddings where PEFT has no list of weights that stay frozen.
-
-    Raises:
-        AttachError: It has none.
-    """
-    for name, layer in layers.items():
-        if adapter in layer.lora_embedding_A and not hasattr(layer, "_freeze_non_trainable_peft_weights"):
-            raise AttachError(
-                f"{name}: this PEFT would thaw a frozen factor of an embedding at the next set_adapter(). Update to"
-                " peft>=0.21, or leave embeddings out of target_modules."
-            )
 
 
 def _make_buffer(holder: nn.Module, key: str) -> None:
@@ -144,18 +145,13 @@ def _make_buffer(holder: nn.Module, key: str) -> None:
 def _thaw(layer: Any, factor: Factor, adapter: str) -> None:
     holder, _ = place_of(layer, factor, adapter)
     trained = place_of(layer, "B" if factor == "A" else "A", adapter).tensor.requires_grad
-    keys = [adapter] if isinstance(holder, nn.ParameterDict) else [n for n, _ in holder.named_buffers(recurse=False)]
-    for key in keys:
+    embedding = isinstance(holder, nn.ParameterDict)
+    for key in [adapter] if embedding else [name for name, _ in holder.named_buffers(recurse=False)]:
         value = getattr(holder, key)
         delattr(holder, key)
         holder.register_parameter(key, nn.Parameter(value.detach(), requires_grad=trained))
-    names = getattr(layer, "frozen_peft_weight_names", {})
-    told = tuple(name for name in names.get(adapter, ()) if name != f"lora_embedding_{factor}")
-    rest = {name: kept for name, kept in {**names, adapter: told}.items() if kept}
-    if rest:
-        layer.frozen_peft_weight_names = rest
-    else:
-        layer.__dict__.pop("frozen_peft_weight_names", None)
+    if embedding and not holder._buffers:
+        holder.__class__ = nn.ParameterDict
 
 
 def _is_zero(factor: Tensor) -> bool:
@@ -205,8 +201,6 @@ def initialize(model: M, start: AdapterSpec | str, *, seed: int | None = None, a
         )
     spec = _start_of(layers, adapter, start, seed)
     frozen = _frozen_after(layers, adapter, spec)
-    if any(frozen.values()):
-        _refuse_thawing(layers, adapter)
     factors = drawn_factors({name: layer.get_base_layer() for name, layer in layers.items()}, spec)
     for name, pair in factors.items():
         _refuse_dead_start(name, pair, frozen[name])
@@ -340,7 +334,7 @@ def restore_forward(model: nn.Module) -> int:
     layers = required_layers(model)
     from asymlora.peft_forward import FastLinear, Linear
 
-    fast = [layer for layer in layers.values() if type(layer) is FastLinear]
+    fast: list[Any] = [layer for layer in layers.values() if type(layer) is FastLinear]
     for layer in fast:
         layer.__class__ = Linear
     return len(fast)

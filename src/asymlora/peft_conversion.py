@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections import Counter
@@ -136,8 +135,10 @@ def _spec_of(layers: Mapping[str, Any], adapter: str, saved: tuple[str, ...]) ->
     }
     presets = {name: _PRESET_OF[_trains(layer, adapter)] for name, layer in layers.items()}
     preset = _commonest(presets)
+    start = _STARTS.get(preset, PRESETS[preset])
     return AdapterSpec(
-        **_STARTS.get(preset, PRESETS[preset]),
+        A=start["A"],
+        B=start["B"],
         rank=_commonest(ranks),
         alpha=_commonest(alphas),
         scaling="rank_stabilized" if rslora else "standard",
@@ -212,11 +213,12 @@ def to_peft_model(model: nn.Module, *, task_type: str | None = None) -> Any:
 
 def _peft() -> Any:
     try:
-        return importlib.import_module("peft")
+        import peft
     except ImportError as error:
         raise MissingPackageError(
             f"A PeftModel needs PEFT, which cannot be imported ({error}): pip install peft."
         ) from None
+    return peft
 
 
 def _fill(layer: Any, own: AdapterLayer) -> None:

@@ -97,7 +97,7 @@ def place_of(layer: Any, factor: Factor, adapter: str) -> Place:
 
 
 def is_frozen(layer: Any, factor: Factor, adapter: str) -> bool:
-    """Whether `asymlora.freeze` froze a factor: it is a buffer, or PEFT itself is told to keep it frozen.
+    """Whether `asymlora.freeze` froze a factor: it is a buffer then.
 
     Args:
         layer: A LoRA layer of PEFT that has the adapter.
@@ -107,9 +107,7 @@ def is_frozen(layer: Any, factor: Factor, adapter: str) -> bool:
     Returns:
         False for a factor whose ``requires_grad`` flag alone is off.
     """
-    names = getattr(layer, "frozen_peft_weight_names", {}).get(adapter, ())
-    told = any(name in names for name in (f"lora_{factor}", f"lora_embedding_{factor}"))
-    return told or not isinstance(place_of(layer, factor, adapter).tensor, nn.Parameter)
+    return not isinstance(place_of(layer, factor, adapter).tensor, nn.Parameter)
 
 
 def adapters_of(layer: Any) -> tuple[str, ...]:

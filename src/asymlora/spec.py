@@ -19,6 +19,7 @@ from asymlora.errors import (
     UnknownNameError,
     nearest,
 )
+from asymlora.peft_format import ALL_LINEAR, spec_fields
 from asymlora.schema import answers_wrong_names, from_mapping, refuse_unknown_fields, refuse_values, to_mapping
 
 InitName = Literal[
@@ -36,7 +37,6 @@ ADDRESSED_INITS = ("zeros", "kaiming_uniform", "gaussian", "peft_gaussian", "ort
 """Inits whose values follow from (seed, site, factor) alone, so that a file may hold the address instead."""
 ScalingRule = Literal["standard", "rank_stabilized"]
 NonZeroStart = Literal["refuse", "correct_base"]
-ALL_LINEAR = "all-linear"
 
 PEFT_NAMES = {
     "r": "rank",
@@ -363,16 +363,7 @@ class AdapterSpec:
         if not (hasattr(given, "to_dict") or hasattr(given, "keys")):
             raise SpecError(f"from_peft takes a LoraConfig or a mapping of its keys, not {type(given).__name__}.")
         values = cast("dict[str, Any]", dict(given.to_dict() if hasattr(given, "to_dict") else given))
-        _refuse_peft_variants(values)
-        targets = cast("str | list[str]", values["target_modules"])
-        return cls.lora(
-            rank=values.get("r", 8),
-            alpha=float(values.get("lora_alpha", 8)),
-            scaling="rank_stabilized" if values.get("use_rslora") else "standard",
-            dropout=float(values.get("lora_dropout", 0.0)),
-            targets=targets if isinstance(targets, str) else tuple(sorted(targets)),
-            modules_to_save=tuple(sorted(values.get("modules_to_save") or ())),
-        )
+        return cls.lora(**cast(AdapterFields, spec_fields(values)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as nested plain values, the inverse of `from_dict`."""
@@ -459,58 +450,3 @@ def factors_named(text: str) -> dict[str, FactorSpec]:
             )
         factors[letter] = FactorSpec(init=SHORTHAND[word], trainable=bool(hat))
     return factors
-
-
-_PEFT_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA", None),
-    "bias": ("none", None),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "init_lora_weights": (True,),
-    "fan_in_fan_out": (False, None),
-    "use_qalora": (False, None),
-    "use_bdlora": (None, False),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "exclude_modules": (None, []),
-    "layers_to_transform": (None, []),
-    "layers_pattern": (None, []),
-    "layer_replication": (None, []),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None, []),
-    "alora_invocation_tokens": (None, []),
-    "arrow_config": (None,),
-    "corda_config": (None,),
-    "eva_config": (None,),
-    "kasa_config": (None,),
-    "lora_ga_config": (None,),
-    "monteclora_config": (None,),
-    "velora_config": (None,),
-    "megatron_config": (None,),
-    "loftq_config": (None, {}),
-}
-"""Keys of a PEFT config that change what is computed, and the values that mean plain LoRA."""
-
-
-def _refuse_peft_variants(values: Mapping[str, Any]) -> None:
-    problems = [
-        f"{key}={values[key]!r}"
-        for key, plain in _PEFT_PLAIN.items()
-        if key in values and getattr(values[key], "value", values[key]) not in plain
-    ]
-    for key in ("r", "lora_alpha", "lora_dropout"):
-        if not isinstance(values.get(key, 1), int | float):
-            problems.append(f"{key}={values[key]!r} (a number is needed)")
-    targets = values.get("target_modules")
-    if targets is None or (isinstance(targets, str) and targets != ALL_LINEAR):
-        problems.append(f"target_modules={targets!r} (a list of names or 'all-linear' is needed)")
-    if values.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and not values.get("modules_to_save"):
-        problems.append(
-            f"task_type={getattr(values['task_type'], 'value', values['task_type'])!r} with no modules_to_save (PEFT"
-            " would train the head by itself; name it, for instance modules_to_save=['classifier'])"
-        )
-    if problems:
-        raise SpecError(
-            f"This PEFT config is not plain LoRA as asymlora can run it: {', '.join(problems)}. Change these keys, or"
-            " train the variant with PEFT."
-        )

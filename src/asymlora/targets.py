@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from asymlora.errors import AttachError, NoTargetError, RankError
@@ -87,8 +88,9 @@ def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> 
     Raises:
         NoTargetError: A target, or an ending in a pattern, matches no layer that can take an adapter.
         RankError: The rank is larger than a layer allows.
-        AttachError: A target is a layer that cannot take an adapter, or is used in several places.
+        AttachError: A target is a layer that cannot take an adapter, is used in several places, or has no weight yet.
     """
+    _refuse_lazy(model, spec)
     possible = _adaptable(model, saved)
     if spec.targets == ALL_LINEAR:
         chosen = {n: m for n, m in possible.items() if kind_of(m) is LinearAdapter and not _is_head(model, n)}
@@ -108,7 +110,7 @@ def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> 
         raise NoTargetError(f"no layer matches targets={missing}. {reasons}{can}")
     _refuse_unmatched_patterns(spec, chosen)
     _refuse_shared(model, chosen)
-    _refuse_rank(chosen, spec)
+    _refuse_unfit(chosen, spec)
     return chosen
 
 
@@ -129,7 +131,7 @@ def shared_groups(spec: AdapterSpec, chosen: Mapping[str, nn.Module]) -> dict[st
     groups: dict[str, tuple[str, ...]] = {}
     for endings in spec.shared_A:
         parents = {
-            name.removesuffix(f".{e}") if "." in name else "" for name in chosen for e in endings if ends_with(name, e)
+            "" if name == e else name.removesuffix(f".{e}") for name in chosen for e in endings if ends_with(name, e)
         }
         found = {
             parent: tuple(name for e in endings if (name := f"{parent}.{e}" if parent else e) in chosen)
@@ -219,16 +221,35 @@ def _refuse_shared(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
         )
 
 
-def _refuse_rank(chosen: Mapping[str, nn.Module], spec: AdapterSpec) -> None:
-    problems: list[str] = []
+def _refuse_lazy(model: nn.Module, spec: AdapterSpec) -> None:
+    lazy = [n for n, m in model.named_modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
+    if spec.targets != ALL_LINEAR:
+        lazy = [name for name in lazy if any(ends_with(name, target) for target in spec.targets)]
+    if lazy:
+        raise AttachError(
+            f"These layers have no weight before their first input: {_shown(lazy)}. Run the model on one batch, then"
+            " attach."
+        )
+
+
+def _refuse_unfit(chosen: Mapping[str, nn.Module], spec: AdapterSpec) -> None:
+    never: list[str] = []
+    misfits: list[str] = []
     for name, layer in chosen.items():
         kind = kind_of(layer)
         assert kind is not None
-        if why := kind.why_not(layer, spec.at(name).rank):
-            problems.append(f"{name} {why}")
-    if problems:
-        shown = "; ".join(problems[:3]) + ("; and more" if len(problems) > 3 else "")
+        if why := kind.why_never(layer):
+            never.append(f"{name} {why}")
+        elif why := kind.why_not(layer, spec.at(name).rank):
+            misfits.append(f"{name} {why}")
+    if never:
+        raise AttachError(f"These layers cannot take an adapter: {_shown(never)}. Leave them out of targets.")
+    if misfits:
         raise RankError(
-            f"rank={spec.rank} does not fit {len(problems)} of {len(chosen)} layers: {shown}. Lower the rank, give these"
-            " layers their own in rank_pattern, or leave them out of targets."
+            f"rank={spec.rank} does not fit {len(misfits)} of {len(chosen)} layers: {_shown(misfits)}. Lower the rank,"
+            " give these layers their own in rank_pattern, or leave them out of targets."
         )
+
+
+def _shown(problems: Sequence[str]) -> str:
+    return "; ".join(problems[:3]) + ("; and more" if len(problems) > 3 else "")

@@ -103,7 +103,7 @@ class Recipe:
         Raises:
             SpecError: An absolute rate is given for a factor that is not trained.
         """
-        frozen = [name for name in ("A", "B") if not getattr(self.adapter, name).trainable]
+        frozen = [name for name, trained in self.adapter.trains.items() if not trained]
         given = [name for name in frozen if getattr(self.train, f"lr_{name}") is not None]
         refuse_values([f"train.lr_{name} is given, but {name} is frozen" for name in given])
 

@@ -1,0 +1,380 @@
+"""PEFT's adapter format in plain values: its configuration, its patterns of names, its tensor keys. No torch in here.
+
+Nothing that a file says is run: a pattern of PEFT is a regular expression, and is read here only if it is a plain name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from asymlora.errors import SpecError
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+ALL_LINEAR = "all-linear"
+MAX_RANK = 2**15
+_MOST_COMPARISONS = 4_000_000
+
+PLAIN: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            *("alora_invocation_tokens", "arrow_config", "auto_mapping", "base_model_name_or_path", "corda_config"),
+            *("eva_config", "exclude_modules", "kasa_config", "layer_replication", "layers_pattern"),
+            *("layers_to_transform", "lora_ga_config", "megatron_config", "modules_to_save", "monteclora_config"),
+            *("revision", "target_parameters", "task_type", "trainable_token_indices", "use_bdlora", "velora_config"),
+        )
+    ),
+    **dict.fromkeys(
+        ("ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_dora", "use_qalora", "use_rslora"), False
+    ),
+    "alpha_pattern": {},
+    "bias": "none",
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "loftq_config": {},
+    "lora_dropout": 0.0,
+    "megatron_core": "megatron.core",
+    "peft_type": "LORA",
+    "peft_version": "0.21.2",
+    "qalora_group_size": 16,
+    "rank_pattern": {},
+}
+"""What PEFT 0.21.2 writes for a plain adapter, without rank, alpha and targets."""
+
+_VARIANTS = (
+    *("alora_invocation_tokens", "arrow_config", "bias", "corda_config", "eva_config", "kasa_config"),
+    *("layer_replication", "lora_bias", "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters"),
+    *("trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config", "loftq_config"),
+)
+_CHOICES = ("exclude_modules", "layers_to_transform", "layers_pattern")  # of targets; of no meaning beside tensors
+_EMPTY: tuple[Any, ...] = (None, False, "none", "", {}, [], ())
+# What PEFT may say of the start without changing what a trained file means; others alter the base weights on load.
+_HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+
+
+def written_config(**stated: Any) -> dict[str, Any]:
+    """Return the content of ``adapter_config.json``: every key that PEFT writes for a plain LoRA adapter.
+
+    ``init_lora_weights`` is always true: PEFT runs the named start again when it loads, and some change the base.
+
+    Args:
+        **stated: What differs from `PLAIN`, by PEFT's names; ``r``, ``lora_alpha`` and ``target_modules`` at least.
+
+    Returns:
+        Plain values, by PEFT's names.
+    """
+    return {**PLAIN, **stated}
+
+
+def spec_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an `AdapterSpec` that a PEFT configuration stands for, for a model not yet seen.
+
+    Args:
+        config: PEFT's keys and values.
+
+    Returns:
+        Fields by our names.
+
+    Raises:
+        SpecError: The configuration asks for something that this library cannot honour; every such key is named.
+    """
+    problems = _variants(config, (*_VARIANTS, *_CHOICES)) + _bad_numbers(config)
+    if config.get("init_lora_weights", True) is not True:
+        problems.append(f"init_lora_weights={config['init_lora_weights']!r}")
+    targets = config.get("target_modules")
+    if targets is None or (isinstance(targets, str) and targets != ALL_LINEAR):
+        problems.append(f"target_modules={targets!r} (a list of names or 'all-linear' is needed)")
+    if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and not config.get("modules_to_save"):
+        problems.append(
+            f"task_type={_plain_word(config['task_type'])!r} with no modules_to_save (PEFT would train the head by"
+            " itself; name it, for instance modules_to_save=['classifier'])"
+        )
+    patterns: dict[str, dict[str, Any]] = {}
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns[name], regexes = _endings(config.get(name) or {})
+        problems += [f"{name}[{key!r}] (a regular expression; write module names)" for key in regexes]
+    _refuse(problems)
+    return {
+        **_whole(config),
+        "targets": targets if isinstance(targets, str) else tuple(sorted(cast("list[str]", targets))),
+        "modules_to_save": tuple(sorted(config.get("modules_to_save") or ())),
+        **patterns,
+    }
+
+
+def file_fields(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Return the fields of an `AdapterSpec` that a configuration stands for beside its tensors.
+
+    Sites and ranks are those of the tensors, so what the file says of targets is not needed and not run. Scales follow
+    PEFT's rule: of the keys of ``alpha_pattern`` in file order the first that matches the site.
+
+    Args:
+        config: PEFT's keys and values.
+        ranks: Rank of each site, from its tensors.
+
+    Returns:
+        Fields by our names.
+
+    Raises:
+        SpecError: The configuration is not plain LoRA or says other ranks; every problem is named.
+    """
+    problems = _variants(config, _VARIANTS) + _bad_numbers(config)
+    start = config.get("init_lora_weights", True)
+    if start not in _HARMLESS_STARTS:
+        problems.append(
+            f"init_lora_weights={start!r} (it changes the base weights when PEFT loads it; convert it with PEFT first:"
+            " save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    _refuse(problems)
+    whole = _whole(config)
+    alphas: dict[str, float] = {}
+    rule = {name: _Rule(config.get(name) or {}, sites=len(ranks)) for name in ("rank_pattern", "alpha_pattern")}
+    for site, rank in ranks.items():
+        known, _ = rule["rank_pattern"].value(site, whole["rank"])
+        if known is not None and known != rank:
+            problems.append(f"{site} has rank {rank} (the configuration says {known})")
+        alpha, keys = rule["alpha_pattern"].value(site, whole["alpha"])
+        alphas[site] = whole["alpha"] if alpha is None else float(alpha)
+        if alpha is None:
+            problems += [
+                f"alpha_pattern[{key!r}] (a regular expression, which is not run; write names)" for key in keys
+            ]
+    _refuse(list(dict.fromkeys(problems)))
+    return {
+        **whole,
+        "rank_pattern": pattern_of(ranks, whole["rank"]),
+        "alpha_pattern": pattern_of(alphas, whole["alpha"]),
+    }
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise SpecError(
+            f"This PEFT config is not plain LoRA as asymlora can run it: {shown}. Change these keys, or train the"
+            " variant with PEFT."
+        )
+
+
+def _plain_word(value: Any) -> Any:
+    return getattr(value, "value", value)
+
+
+def _variants(config: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    problems = [f"{key}={config[key]!r}" for key in keys if key in config and config[key] not in _EMPTY]
+    # A variant that a later PEFT brings is switched on by such a key.
+    unknown = [key for key in config if key.startswith("use_") and key not in PLAIN and config[key]]
+    problems += [f"{key}={config[key]!r} (unknown here)" for key in unknown]
+    if _plain_word(config.get("peft_type", "LORA")) not in ("LORA", None):
+        problems.append(f"peft_type={_plain_word(config['peft_type'])!r} (only 'LORA' is read)")
+    return problems
+
+
+def _is_number(value: Any, *, whole: bool = False) -> bool:
+    kinds = int if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _bad_numbers(config: Mapping[str, Any]) -> list[str]:
+    problems: list[str] = []
+    rank, alpha, dropout = config.get("r", 8), config.get("lora_alpha", 8), config.get("lora_dropout", 0.0)
+    if not (_is_number(rank, whole=True) and 1 <= rank <= MAX_RANK):
+        problems.append(f"r={rank!r} (a number is needed, whole and from 1 to {MAX_RANK})")
+    if not (_is_number(alpha) and 0 < alpha < 1e9):
+        problems.append(f"lora_alpha={alpha!r} (a number is needed, above 0)")
+    if not (_is_number(dropout) and 0 <= dropout < 1):
+        problems.append(f"lora_dropout={dropout!r} (a number is needed, in [0, 1))")
+    if config.get("use_rslora") not in (True, False, None):
+        problems.append(f"use_rslora={config['use_rslora']!r} (true or false is needed)")
+    for name, whole in (("rank_pattern", True), ("alpha_pattern", False)):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, Mapping):
+            problems.append(f"{name}={pattern!r} (an object of names and numbers is needed)")
+            continue
+        for key, value in cast("Mapping[Any, Any]", pattern).items():
+            most = MAX_RANK if whole else 1e9
+            if not (isinstance(key, str) and key and _is_number(value, whole=whole) and 0 < value <= most):
+                problems.append(
+                    f"{name}[{key!r}]={value!r} (a number is needed, {'whole and ' if whole else ''}above 0)"
+                )
+    return problems
+
+
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "rank": config.get("r", 8),
+        "alpha": float(config.get("lora_alpha", 8)),
+        "scaling": "rank_stabilized" if config.get("use_rslora") else "standard",
+        "dropout": float(config.get("lora_dropout", 0.0)),
+    }
+
+
+@dataclass(frozen=True)
+class LiteralKey:
+    """A key of a PEFT pattern that is a plain name.
+
+    Attributes:
+        text: The name, an ending of module paths by whole parts.
+        wild: Positions at which any character may stand, where the key has a dot that is not escaped.
+        anchored: Whether it is the whole path.
+    """
+
+    text: str
+    wild: tuple[int, ...]
+    anchored: bool
+
+    def matches(self, path: str) -> bool:
+        r"""Whether ``re.match(r"(.*\.)?(KEY)$", path)`` finds the key, without running it.
+
+        Example:
+            >>> key = literal_key(r"block\.q")
+            >>> key.matches("a.block.q"), key.matches("a.myblock.q")
+            (True, False)
+        """
+        before, tail = path[: len(path) - len(self.text)], path[-len(self.text) :]
+        if len(tail) != len(self.text) or (before and (self.anchored or not before.endswith("."))):
+            return False
+        return tail == self.text or (
+            bool(self.wild)
+            and all(a == b or i in self.wild for i, (a, b) in enumerate(zip(tail, self.text, strict=True)))
+        )
+
+
+def literal_key(key: str) -> LiteralKey | None:
+    """Return a key of a PEFT pattern as a plain name, or None if it is more of a regular expression than that."""
+    body = key.removeprefix("^")
+    if body.endswith("$") and not body.endswith("\\$"):
+        body = body[:-1]
+    pieces = re.findall(r"\\.|.", body, flags=re.DOTALL)
+    text = "".join(piece[-1] for piece in pieces)
+    regex = [p for p in pieces if p in tuple("[]{}()*+?|^$\\") or (len(p) == 2 and (p[1].isalnum() or p[1] == "_"))]
+    if regex or not text:
+        return None
+    return LiteralKey(text, tuple(i for i, piece in enumerate(pieces) if piece == "."), key.startswith("^"))
+
+
+class _Rule:
+    """PEFT's rule for one pattern: the first key in file order that matches the site, else the default."""
+
+    def __init__(self, pattern: Mapping[str, Any], *, sites: int) -> None:
+        self.values = list(pattern.values())
+        self.keys = list(pattern)
+        self.exact: dict[tuple[str, bool], int] = {}
+        self.wild: list[tuple[int, LiteralKey]] = []
+        self.regexes: list[int] = []
+        for index, key in enumerate(self.keys):
+            literal = literal_key(key)
+            if literal is None:
+                self.regexes.append(index)
+            else:
+                self.exact.setdefault((literal.text, literal.anchored), index)
+                if literal.wild:
+                    self.wild.append((index, literal))
+        if len(self.wild) * sites > _MOST_COMPARISONS:
+            raise SpecError(f"A pattern of {len(self.wild)} keys with unescaped dots for {sites} sites is not read.")
+
+    def value(self, site: str, default: Any) -> tuple[Any, list[str]]:
+        """Return the value for a site; None where a regular expression would have to be run, and those keys."""
+        parts = site.split(".")
+        endings = [(".".join(parts[i:]), False) for i in range(len(parts))]
+        found = [self.exact[ending] for ending in [*endings, (site, True)] if ending in self.exact]
+        found += [index for index, literal in self.wild if literal.matches(site)]
+        first = min(found, default=len(self.keys))
+        value = self.values[first] if found else default
+        needed = [i for i in self.regexes if i < first and self.values[i] != value]
+        return (None if needed else value), [self.keys[i] for i in needed]
+
+
+def _endings(pattern: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    # Of PEFT's rule (the first key that matches) to ours (the longest): keys behind a shorter ending are never reached.
+    kept: dict[str, Any] = {}
+    regexes: list[str] = []
+    for key, value in cast("Mapping[Any, Any]", pattern).items() if isinstance(pattern, Mapping) else ():
+        literal = literal_key(str(key))
+        if literal is None:
+            regexes.append(key)
+        elif not any(literal.text == end or literal.text.endswith(f".{end}") for end in kept):
+            kept[literal.text] = value
+    return kept, regexes
+
+
+def pattern_of(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """Return the shortest pattern of endings (ours: the longest ending wins) that gives each site its value.
+
+    Example:
+        >>> pattern_of({"a.q": 2, "b.q": 2, "a.v": 4, "b.v": 8}, 8)
+        {'q': 2, 'a.v': 4}
+    """
+    groups: dict[str, list[str]] = {}
+    for site in values:
+        groups.setdefault(site.rpartition(".")[2], []).append(site)
+    pattern: dict[str, Any] = {}
+    for last, sites in groups.items():
+        if len({values[site] for site in sites}) == 1:
+            pattern |= {last: values[sites[0]]} if values[sites[0]] != default else {}
+            continue
+        explicit = {site for site in sites if values[site] != default}
+        # A path may itself be the ending of another.
+        explicit |= {
+            s for s in sites if any(".".join(s.split(".")[i:]) in explicit for i in range(1, s.count(".") + 1))
+        }
+        pattern |= {site: values[site] for site in sites if site in explicit}
+    return pattern
+
+
+def exact_pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    r"""Return a pattern of PEFT that gives each site its value: one escaped full path for each that differs.
+
+    Each key is anchored, so that it is exact where one path is the ending of another, in whatever order it is read.
+
+    Example:
+        >>> exact_pattern({"a.q": 2, "q": 4}, 4)
+        {'^a\\.q': 2}
+    """
+    return {f"^{re.escape(site)}": value for site, value in values.items() if value != default}
+
+
+def most_common(values: Iterable[Any]) -> Any:
+    """Return the value that occurs most often, of several such the first."""
+    return Counter(values).most_common(1)[0][0]
+
+
+def factor_key(site: str, factor: str, *, embedding: bool) -> str:
+    """Return the tensor key of a factor, ``A`` or ``B``, of a site.
+
+    Example:
+        >>> factor_key("encoder.q", "A", embedding=False), factor_key("words", "B", embedding=True)
+        ('base_model.model.encoder.q.lora_A.weight', 'base_model.model.words.lora_embedding_B')
+    """
+    return f"{PREFIX}{site}.{f'lora_embedding_{factor}' if embedding else f'lora_{factor}.weight'}"
+
+
+def site_of(key: str) -> tuple[str, str, bool] | None:
+    """Return site, factor and whether it is an embedding's, the inverse of `factor_key`; None for other keys."""
+    found = re.fullmatch(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))", key.removeprefix(PREFIX), flags=re.DOTALL)
+    if not found or not key.startswith(PREFIX) or "base_layer" in found[1].split("."):
+        return None
+    return found[1], found[2] or found[3], found[3] is not None
+
+
+def why_no_module(key: str) -> str | None:
+    """Return why a key that is no factor's cannot be a tensor of a module trained in full, or None."""
+    path = key.removeprefix(PREFIX)
+    parts = path.split(".")
+    if path == key:
+        return f"does not start with {PREFIX!r}"
+    if "lora_magnitude_vector" in parts:
+        return "is of DoRA, which asymlora does not run"
+    if "base_layer" in parts:
+        return (
+            "is a weight of the base model, which an adapter file must not hold (from PEFT: save_pretrained(...,"
+            " save_embedding_layers=False))"
+        )
+    if any(part.startswith("lora_") for part in parts):
+        return "is not a factor of a linear layer, an embedding or a convolution"
+    return None if len(parts) > 1 and all(parts) else "is no tensor of a module"

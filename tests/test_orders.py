@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from asymlora.orders import CPU_COSTS, LOW_RANK, TOKENS_FIRST_FROM, Cost, Order, choose_order
+
+SHAPES = tuple(itertools.product((8, 384, 4096), (8, 768, 3072), (1, 8, 64)))
+TRAINED = pytest.mark.parametrize("trains_A", [False, True])
+
+
+def _folds(order: Order) -> int:
+    return order.folds_forward + order.folds_backward
+
+
+def test_the_order_that_always_holds_folds_nothing() -> None:
+    assert _folds(LOW_RANK) == 0
+
+
+@TRAINED
+def test_one_token_never_folds_and_many_tokens_on_a_small_weight_fold_both_ways(trains_A: bool) -> None:
+    for n, m, r in SHAPES:
+        assert _folds(choose_order(1, n, m, r, trains_A)) == 0
+        assert _folds(choose_order(10**8, n, m, r, trains_A)) == 2
+
+
+@TRAINED
+def test_more_tokens_never_fold_less(trains_A: bool) -> None:
+    # Every order costs a constant and a multiple of the tokens; folding lowers the multiple.
+    for n, m, r in SHAPES:
+        folds = [_folds(choose_order(2**power, n, m, r, trains_A)) for power in range(27)]
+        assert folds == sorted(folds)
+
+
+@TRAINED
+def test_an_input_without_a_gradient_folds_no_backward(trains_A: bool) -> None:
+    for (n, m, r), tokens in itertools.product(SHAPES, (1, 128, 4096, 10**6)):
+        assert not choose_order(tokens, n, m, r, trains_A, input_grad=False).folds_backward
+
+
+def test_a_trained_A_never_makes_folding_backward_more_attractive() -> None:
+    # Its gradient needs the code of the output's gradient anyway, which folding would save.
+    for (n, m, r), tokens in itertools.product(SHAPES, (128, 1024, 4096, 16384)):
+        both = choose_order(tokens, n, m, r, True).folds_backward
+        assert both <= choose_order(tokens, n, m, r, False).folds_backward
+
+
+def test_wide_codes_are_computed_tokens_first() -> None:
+    assert choose_order(128, 768, 768, TOKENS_FIRST_FROM, True).tokens_first
+    assert not choose_order(128, 768, 768, TOKENS_FIRST_FROM - 1, True).tokens_first
+
+
+def test_costs_are_positive_and_grow_with_size_and_rank() -> None:
+    assert Cost(call=1.0, entry=2.0, rank=3.0)(10, 4) == 1.0 + 10 * (2.0 + 4 * 3.0)
+    for cost in CPU_COSTS.values():
+        assert 0 < cost(1, 1) <= cost(2, 1) <= cost(2, 2)
