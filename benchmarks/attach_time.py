@@ -1,4 +1,4 @@
-"""How long it takes to put adapters on a RoBERTa-large-shaped model: asymlora, PEFT, and the released AsymmetryLoRA's way.
+"""Seconds to put adapters on a RoBERTa-large-shaped model: asymlora, PEFT, and the released AsymmetryLoRA's way.
 
 The released code draws an orthonormal factor as the singular vectors of a full-size random matrix, one decomposition
 of (out, in) for each layer (read in its source; written anew in `frame_by_full_svd`). It is timed on one layer of each
@@ -17,12 +17,12 @@ from typing import Any
 
 import peft
 import torch
-from side_by_side import environment, in_turn, median, shown, time_ratio, write
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel
 
 import asymlora as al
 from asymlora.init import draw
+from side_by_side import environment, in_turn, median, shown, time_ratio, write
 
 RANK, TARGETS = 8, ("query", "key", "value", "dense")
 

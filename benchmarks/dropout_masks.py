@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
-from side_by_side import environment, in_turn, median, write
 from torch import Tensor
 
 from asymlora.dropout import drop, drop_again
+from side_by_side import environment, in_turn, median, write
 
 SHAPES = ((128, 384), (1024, 768), (4096, 1024))
 P = 0.1

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import environment, in_turn, median, write
 from torch import Tensor
 
 from asymlora.orders import CPU_COSTS
+from side_by_side import environment, in_turn, median, write
 
 SHAPES = tuple(itertools.product((384, 768, 1024), (128, 512, 1024, 4096), (4, 8, 16, 32, 64)))
 

@@ -17,8 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from side_by_side import environment, write
-from step_overhead import with_ours, with_peft
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -32,6 +30,8 @@ from transformers import (
 )
 
 import asymlora as al
+from side_by_side import environment, write
+from step_overhead import with_ours, with_peft
 
 RANK, LENGTH, BATCH = 8, 128, 8
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -80,7 +80,7 @@ def kept_bytes(model: nn.Module, embedding: nn.Module, batch: dict[str, Tensor])
 
 
 def expected_bytes(model: nn.Module, batch: dict[str, Tensor], *, dropout: float) -> int:
-    """Return what the adapters of a model must add: one float32 code a site and token, one bit for each value dropped."""
+    """Return what adapters must add: one float32 code a site and token, with dropout one bit a value of the input."""
     total = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

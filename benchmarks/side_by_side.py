@@ -58,7 +58,7 @@ def median(taken: Sequence[float]) -> float:
 def overhead_ratio(
     taken: Mapping[str, Sequence[float]], ours: str, theirs: str, floor: str = "floor"
 ) -> tuple[float, float, float]:
-    """Return ``(ours - floor) / (theirs - floor)`` of the medians, and its 5 % and 95 % bounds over resampled rounds."""
+    """Return ``(ours - floor) / (theirs - floor)`` of the medians, and its 5 % and 95 % bounds over resampling."""
 
     def of(rows: Mapping[str, Sequence[float]]) -> float:
         base = median(rows[floor])

@@ -19,12 +19,12 @@ from typing import Any
 
 import peft
 import torch
-from side_by_side import environment, geometric_mean, in_turn, median, overhead_ratio, shown, time_ratio, write
 from torch import Tensor, nn
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 from transformers.models.bert.modeling_bert import BertForSequenceClassification, BertLayer
 
 import asymlora as al
+from side_by_side import environment, geometric_mean, in_turn, median, overhead_ratio, shown, time_ratio, write
 
 WIDTHS, TOKENS, RANKS = (384, 768, 1024), (128, 1024, 4096), (8, 64)
 LENGTH = 128
@@ -86,9 +86,8 @@ def pass_of(model: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
 def grid(*, dropout: float, seconds: float) -> list[dict[str, Any]]:
     """Measure every cell of the grid on one encoder layer."""
     rows: list[dict[str, Any]] = []
-    print(
-        "| width | tokens | rank | trained | floor, ms | PEFT adds | ours adds | ratio (5-95 %) |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| width | tokens | rank | trained | floor, ms | PEFT adds | ours adds | ratio (5-95 %) |")
+    print("|---|---|---|---|---|---|---|---|")
     for width, tokens, rank, frozen_A in itertools.product(WIDTHS, TOKENS, RANKS, (False, True)):
         torch.manual_seed(0)
         base = encoder_layer(width)
@@ -118,7 +117,7 @@ def grid(*, dropout: float, seconds: float) -> list[dict[str, Any]]:
 
 
 class _Ordered(torch.autograd.Function):
-    """One forward and one backward order of a LoRA layer, by plain products (x is ``(T, n)``; A and B as we store them)."""
+    """One forward and one backward order of a LoRA layer, by plain products; ``x`` is ``(T, n)``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, A: Tensor, B: Tensor, order: tuple[bool, ...]) -> Tensor:
@@ -155,9 +154,8 @@ class OrderedLinear(nn.Module):
 def orders(seconds: float) -> list[dict[str, Any]]:
     """Measure single layers, both factors trained, against every order of RunLoRA."""
     rows: list[dict[str, Any]] = []
-    print(
-        "| layer | tokens | PEFT adds | RunLoRA's best order adds | ours adds | ours / RunLoRA (5-95 %) |\n|---|---|---|---|---|---|"
-    )
+    print("| layer | tokens | PEFT adds | RunLoRA's best order adds | ours adds | ours / RunLoRA (5-95 %) |")
+    print("|---|---|---|---|---|---|")
     for n, m, tokens in RUNLORA_SHAPES:
         torch.manual_seed(0)
         base = nn.Linear(n, m, bias=False).requires_grad_(False)
@@ -188,7 +186,7 @@ def orders(seconds: float) -> list[dict[str, Any]]:
             }
         )
         print(
-            f"| {n}->{m} | {tokens} | {adds['peft']:.0%} | {adds['runlora']:.0%} | {adds['ours']:.0%} | {shown(ratio)} |",
+            f"| {n} to {m} | {tokens} | {' | '.join(f'{share:.0%}' for share in adds.values())} | {shown(ratio)} |",
             flush=True,
         )
     return rows
