@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,6 +182,17 @@ def small_net_inputs() -> dict[str, Tensor]:
     return {"input_ids": torch.randint(0, 20, (5, 16), generator=torch.Generator().manual_seed(0))}
 
 
+def fill_by_formula(model: nn.Module) -> nn.Module:
+    """Give every parameter values that follow from its name alone, the same under any version of torch."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            steps = torch.arange(parameter.numel(), dtype=torch.float64) + sum(ord(letter) for letter in name)
+            uniform = (torch.sin(12.9898 * steps) * 43758.5453).frac().reshape(parameter.shape)
+            size = 2 / parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 0.3
+            parameter.copy_(size * uniform + float(parameter.dim() == 1 and name.endswith("weight")))
+    return model
+
+
 KIND_MODELS = (
     ModelCase(name="gpt2", build=_gpt2, targets=("c_attn", "c_proj"), head="ln_f", inputs=_text_inputs),
     ModelCase(
@@ -197,6 +209,30 @@ KIND_MODELS = (
 """Models with layers of other kinds than linear."""
 
 EVERY_KIND = (*MODELS, *KIND_MODELS)
+
+
+def move_trained(model: nn.Module) -> nn.Module:
+    """Add random values to everything that is trained, as training would; what is frozen stays."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    return model
+
+
+def edit_json(file: Path, **values: Any) -> None:
+    """Change values of a JSON object in a file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the tensors of an adapter folder in PEFT's form."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 WORDS_GOOD = ("good", "great", "fine", "lovely", "warm")

@@ -12,14 +12,15 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "asymlora"
 LAYERS = (
     ("errors",),
-    ("schema", "atomic", "peft_format", "untrusted_files"),
+    ("schema", "atomic", "peft_patterns", "untrusted_files"),
+    ("peft_format",),
     ("spec",),
     ("draws", "orders", "dropout"),
     ("singular",),
     ("init", "ops"),
     ("layers", "own_file"),
     ("site_view", "targets", "adapter_file"),
-    ("adapter_reading",),
+    ("adapter_reading", "fitting"),
     ("peft_sites",),
     ("checkpoint", "optim"),
     ("installing", "converting"),

@@ -4,17 +4,24 @@ import contextlib
 import copy
 import io
 import pickle
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import asymlora as al
-from asymlora.errors import AlreadyAttachedError, AttachError, NotAttachedError, RankError
+import asymlora.ops
+from asymlora.errors import AdapterFileError, AlreadyAttachedError, AttachError, NotAttachedError, RankError
 from asymlora.init import draw
+from asymlora.orders import Order
+from asymlora.site_view import attached
 from cases import MODELS, PRESET_NAMES, ModelCase, fill_factors
+from peft_models import BERT, GPT2, IMAGES, WORDS, PeftCase
 
 EVERY_MODEL = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+EVERY_KIND = pytest.mark.parametrize("case", [GPT2, WORDS, IMAGES], ids=lambda case: case.name)
 EVERY_PRESET = pytest.mark.parametrize("preset", PRESET_NAMES)
 
 
@@ -56,58 +63,6 @@ def test_first_step_moves_exactly_the_trained_factor_that_starts_at_zero(case: M
             if factor.requires_grad:
                 assert factor.grad is not None
                 assert bool(factor.grad.abs().max() == 0) == other.starts_at_zero
-
-
-@EVERY_MODEL
-@EVERY_PRESET
-def test_merged_weights_are_within_one_unit_of_the_float64_sum(case: ModelCase, preset: str) -> None:
-    model = _attach(case, preset)
-    fill_factors(model)
-    exact = {s.name: s.weight.double() + s.scaling * (s.B.double() @ s.A.double()) for s in al.sites(model)}
-    al.merge(model)
-    for name, wanted in exact.items():
-        layer = model.get_submodule(name)
-        assert type(layer) is nn.Linear
-        gap = (layer.weight.double() - wanted).abs()
-        assert (gap <= torch.finfo(torch.float32).eps * wanted.abs()).all()
-
-
-@EVERY_MODEL
-def test_merged_model_gives_the_adapted_models_logits(case: ModelCase) -> None:
-    model = _attach(case, "lora")
-    fill_factors(model)
-    adapted = case.logits(model)
-    merged = al.merge(model)
-    assert (adapted - case.logits(case.build())).abs().max() > 0.1
-    assert (case.logits(merged) - adapted).abs().max() < 1e-5
-    with pytest.raises(NotAttachedError, match="carries no asymlora adapter"):
-        al.merge(merged)
-
-
-def test_merging_a_bfloat16_model_rounds_once() -> None:
-    model = al.attach(nn.Sequential(nn.Linear(8, 8)).bfloat16(), al.AdapterSpec.lora(rank=2))
-    fill_factors(model)
-    site = next(iter(al.sites(model)))
-    exact = site.weight.double() + site.scaling * (site.B.double() @ site.A.double())
-    assert torch.equal(al.merge(model)[0].weight, exact.bfloat16())
-
-
-def test_merging_into_a_weight_that_another_module_shares_is_refused() -> None:
-    model = nn.ModuleDict({"first": nn.Linear(4, 4), "second": nn.Linear(4, 4)})
-    model["second"].weight = model["first"].weight
-    al.attach(model, al.AdapterSpec.lora(rank=2, targets="first"))
-    with pytest.raises(AttachError, match="share"):
-        al.merge(model)
-
-
-def test_a_merge_that_would_overflow_changes_nothing() -> None:
-    model = al.attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).half(), al.AdapterSpec.lora(rank=2))
-    before = [layer.base_layer.weight.clone() for layer in model]
-    fill_factors(model)
-    next(iter(al.sites(model))).B.data.fill_(1e6)
-    with pytest.raises(AttachError, match=r"not finite at 0 \(torch\.float16\).*nothing was changed"):
-        al.merge(model)
-    assert all(torch.equal(layer.base_layer.weight, w) for layer, w in zip(model, before, strict=True))
 
 
 def test_frozen_factor_is_bit_identical_after_steps_and_has_no_state() -> None:
@@ -199,6 +154,163 @@ def test_a_model_stays_of_its_class_and_copies_and_pickles_whole() -> None:
         assert torch.equal(case.logits(other), case.logits(model))
         assert [site.name for site in al.sites(other)] == [site.name for site in al.sites(model)]
         assert other.save_pretrained.model is other
+
+
+@EVERY_KIND
+@EVERY_PRESET
+def test_every_kind_starts_as_its_base_trains_and_detaches_to_the_bit(case: PeftCase, preset: str) -> None:
+    fresh, model = case.build(), case.build()
+    al.attach(model, al.AdapterSpec.parse(preset, rank=2, targets=case.targets))
+    assert torch.equal(case.output(model.eval()), case.output(fresh.eval()))
+    optimizer = torch.optim.SGD(al.param_groups(model, lr=0.1))
+    for _ in range(2):
+        case.output(model).square().sum().backward()
+        optimizer.step()
+    assert not torch.allclose(case.output(model), case.output(fresh), rtol=0, atol=1e-3)
+    with al.disabled(model):
+        assert torch.equal(case.output(model), case.output(fresh))
+    al.detach(model)
+    assert model.state_dict().keys() == fresh.state_dict().keys()
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@EVERY_KIND
+def test_state_of_every_kind_goes_into_a_fresh_copy_and_back(case: PeftCase) -> None:
+    spec = al.AdapterSpec.b_only(rank=2, targets=case.targets)
+    one, other = al.attach(case.build(), spec).eval(), al.attach(case.build(), replace(spec, seed=1)).eval()
+    fill_factors(one)
+    assert not torch.equal(case.output(one), case.output(other))
+    buffer = io.BytesIO()
+    torch.save(one.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
+    assert torch.equal(case.output(one), case.output(other))
+
+
+def test_attaching_detaching_and_disabling_inside_merged_are_refused_and_change_nothing() -> None:
+    model = _attach(MODELS[0], "lora")
+    fill_factors(model)
+    adapted = MODELS[0].logits(model)
+    with al.merged(model):
+        with pytest.raises(AlreadyAttachedError):
+            al.attach(model, al.AdapterSpec.lora(rank=2))
+        for verb in (al.detach, al.merge, al.merge_errors):
+            with pytest.raises(AttachError, match=r"folded into the base for a while\. Leave `with asymlora\.merged"):
+                verb(model)
+        for block in (al.disabled, al.merged):
+            with pytest.raises(AttachError, match="folded into the base"), block(model):
+                pass
+        with pytest.raises(AttachError, match="swap it"):
+            al.swap_adapter(model, "nowhere")
+        torch.testing.assert_close(MODELS[0].logits(model), adapted, rtol=0, atol=1e-5)
+    assert torch.equal(MODELS[0].logits(model), adapted)
+
+
+def test_detaching_twice_says_that_there_is_nothing() -> None:
+    model = al.detach(_attach(MODELS[0], "lora"))
+    for verb in (al.detach, al.merge, al.merge_errors):
+        with pytest.raises(NotAttachedError, match="carries no asymlora adapter"):
+            verb(model)
+    assert al.attach(model, al.AdapterSpec.lora(rank=2, targets="query"))
+
+
+def test_a_model_with_an_adapter_on_a_part_is_refused_as_a_whole() -> None:
+    model = MODELS[0].build()
+    al.attach(model.bert, al.AdapterSpec.lora(rank=2, targets="query"))
+    with pytest.raises(AlreadyAttachedError):
+        al.attach(model, al.AdapterSpec.lora(rank=2, targets="value"))
+
+
+# Second derivatives.
+
+
+def test_unfused_gives_the_second_derivatives_of_the_dense_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(asymlora.ops, "choose_order", lambda *shape: Order(folds_forward=True))
+    model = al.attach(nn.Sequential(nn.Linear(5, 4), nn.Tanh()).double(), al.AdapterSpec.lora(rank=2)).double()
+    fill_factors(model)
+    x, layer = torch.randn(3, 5, dtype=torch.float64, requires_grad=True), model[0]
+    weight, bias = layer.base_layer.weight, layer.base_layer.bias
+
+    def penalty(out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), (layer.lora_A, layer.lora_B))
+
+    wanted = penalty(torch.tanh(nn.functional.linear(x, weight + layer.scaling * layer.lora_B @ layer.lora_A, bias)))
+    with al.unfused(model):
+        # Float64, four products one after another of terms of order one.
+        torch.testing.assert_close(penalty(model(x)), wanted, rtol=1e-11, atol=1e-11)
+    assert layer.fused
+    with pytest.raises(RuntimeError, match=r"asymlora\.unfused"):
+        penalty(model(x))
+
+
+# Swapping.
+
+
+def _filled(case: PeftCase, *, seed: int, preset: str = "lora", **fields: object) -> nn.Module:
+    spec = al.AdapterSpec.parse(preset, **{"rank": 2, "targets": case.targets, **fields})  # pyright: ignore[reportArgumentType]
+    model = al.attach(case.build(), spec).eval()
+    fill_factors(model, seed=seed)
+    return model
+
+
+@EVERY_KIND
+def test_swapping_gives_what_loading_gives_into_the_same_tensors(case: PeftCase, tmp_path: Path) -> None:
+    al.save_adapter(_filled(case, seed=1, alpha=3.0, dropout=0.25), tmp_path / "other")
+    model = _filled(case, seed=0)
+    held = [(id(site.A), id(site.B), id(site.layer)) for site in al.sites(model)]
+    before = case.output(model)
+    assert al.swap_adapter(model, tmp_path / "other") is model
+    loaded = al.load_adapter(case.build(), tmp_path / "other").eval()
+    assert torch.equal(case.output(model), case.output(loaded))
+    assert not torch.equal(case.output(model), before)
+    assert [(id(site.A), id(site.B), id(site.layer)) for site in al.sites(model)] == held
+    assert {(site.scaling, site.layer.dropout) for site in al.sites(model)} == {(1.5, 0.25)}
+    assert attached(model)[1].spec == attached(loaded)[1].spec
+
+
+def test_swapping_takes_the_values_of_heads_too(tmp_path: Path) -> None:
+    al.save_adapter(_filled(BERT, seed=1, modules_to_save=("classifier",)), tmp_path / "other")
+    model = _filled(BERT, seed=0, modules_to_save=("classifier",))
+    al.swap_adapter(model, tmp_path / "other")
+    assert torch.equal(
+        model.classifier.weight, _filled(BERT, seed=1, modules_to_save=("classifier",)).classifier.weight
+    )
+
+
+@pytest.mark.parametrize("other", ["rank", "sites", "head", "nothing", "corrected"])
+def test_an_adapter_that_does_not_fit_changes_nothing(other: str, tmp_path: Path) -> None:
+    model = _filled(BERT, seed=0)
+    if other == "corrected":
+        spec = al.AdapterSpec(
+            A=al.FactorSpec(init="orthonormal"),
+            B=al.FactorSpec(init="gaussian"),
+            nonzero_start="correct_base",
+            rank=2,
+            targets=BERT.targets,
+        )
+        al.save_adapter(al.attach(BERT.build(), spec), tmp_path / "other")
+    elif other != "nothing":
+        fields = {"rank": {"rank": 3}, "sites": {"targets": ("key",)}, "head": {"modules_to_save": ("classifier",)}}
+        al.save_adapter(_filled(BERT, seed=1, **fields[other]), tmp_path / "other")
+    before, record = {name: value.clone() for name, value in model.state_dict().items()}, attached(model)[1]
+    with pytest.raises(AdapterFileError):
+        al.swap_adapter(model, tmp_path / "other")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert attached(model)[1] == record
+
+
+def test_an_optimizer_goes_on_after_a_swap(tmp_path: Path) -> None:
+    al.save_adapter(_filled(BERT, seed=1, preset="b_only"), tmp_path / "other")
+    model = _filled(BERT, seed=0, preset="b_only")
+    optimizer = torch.optim.SGD(al.param_groups(model, lr=0.1))
+    al.swap_adapter(model, tmp_path / "other")
+    swapped = BERT.output(model)
+    swapped.square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(BERT.output(model), swapped)
+    assert not any(site.A.requires_grad for site in al.sites(model))
 
 
 def test_prints_the_line_that_peft_prints() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,20 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 import asymlora as al
-from asymlora.checkpoint import read_adapter
-from asymlora.errors import AdapterFileError, AlreadyAttachedError, NoTargetError, WholeModelSaveError
-from cases import MODELS, PRESET_NAMES, ModelCase, fill_factors
+from asymlora.errors import AdapterFileError, AlreadyAttachedError, WholeModelSaveError
+from cases import (
+    EVERY_KIND,
+    KIND_MODELS,
+    MODELS,
+    PRESET_NAMES,
+    ModelCase,
+    edit_tensors,
+    fill_factors,
+    move_trained,
+)
 
 BERT = MODELS[0]
 EVERY_MODEL = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
@@ -34,17 +41,6 @@ def _filled(case: ModelCase = BERT, preset: str = "b_only", **fields: Any) -> nn
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     return al.save_adapter(_filled(), tmp_path / "adapter")
-
-
-def _edit_config(folder: Path, **values: Any) -> None:
-    file = folder / CONFIG
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
-def _edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
 
 
 @EVERY_MODEL
@@ -119,122 +115,167 @@ def test_the_folder_is_complete_for_us_without_our_own_file(saved: Path) -> None
     assert torch.equal(BERT.logits(al.load_adapter(BERT.build(), saved)), BERT.logits(_filled()))
 
 
-def test_heads_that_peft_names_and_the_model_lacks_are_no_error(tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
-    peft.get_peft_model(BERT.build(), config).save_pretrained(str(tmp_path / "theirs"))  # pyright: ignore[reportArgumentType]
-    assert json.loads((tmp_path / "theirs" / CONFIG).read_text())["modules_to_save"] == ["classifier", "score"]
-    model = al.load_adapter(BERT.build(), tmp_path / "theirs")
-    assert [n for n, p in model.named_parameters() if p.requires_grad and "lora" not in n] == [
-        "classifier.weight",
-        "classifier.bias",
+EVERY = pytest.mark.parametrize("case", EVERY_KIND, ids=lambda case: case.name)
+
+
+def _moved(case: ModelCase, **fields: Any) -> nn.Module:
+    """An attached model whose trained values have moved and whose frozen ones are as drawn."""
+    spec = al.AdapterSpec.parse(
+        fields.pop("preset", "b_only"),
+        **{"rank": 2, "targets": case.targets, "modules_to_save": (case.head,), **fields},
+    )
+    return move_trained(al.attach(case.build(), spec))
+
+
+@EVERY
+@pytest.mark.parametrize("preset", PRESET_NAMES)
+@pytest.mark.parametrize("compress", [False, True])
+def test_either_form_comes_back_bit_for_bit(case: ModelCase, preset: str, compress: bool, tmp_path: Path) -> None:
+    model = _moved(case, preset=preset, rank_pattern={case.targets[0]: 4}, alpha_pattern={case.targets[-1]: 3.0})
+    folder = al.save_adapter(model, tmp_path / "adapter", compress=compress)
+    back = al.load_adapter(case.build(), folder)
+    assert torch.equal(case.logits(back), case.logits(model))
+    assert {n: p.requires_grad for n, p in back.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+    assert [s.scaling for s in al.sites(back)] == [s.scaling for s in al.sites(model)]
+
+
+@EVERY_MODEL
+def test_patterns_are_one_anchored_key_for_each_module(case: ModelCase, tmp_path: Path) -> None:
+    model = _moved(case, rank_pattern={case.targets[0]: 4})
+    config = json.loads((al.save_adapter(model, tmp_path / "adapter") / CONFIG).read_text())
+    default = config["r"]
+    stated = {site.name: site.layer.rank for site in al.sites(model)}
+    expected = {f"^{re.escape(name)}": rank for name, rank in stated.items() if rank != default}
+    assert config["rank_pattern"] == expected
+
+
+def test_a_path_that_is_the_ending_of_another_keeps_its_own_rank_and_target(tmp_path: Path) -> None:
+    case = KIND_MODELS[1]
+    model = _moved(case, targets=("q",), modules_to_save=(), rank_pattern={"q": 2, "block.q": 3})
+    folder = al.save_adapter(model, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(case.build(), str(folder))  # pyright: ignore[reportArgumentType]
+    assert (case.logits(theirs) - case.logits(model)).abs().max() <= 1e-6
+    # Where only the shorter one is adapted, no list of endings says so to PEFT.
+    edit_tensors(folder, lambda tensors: [tensors.pop(key) for key in list(tensors) if "block" in key])
+    (folder / OWN).unlink()
+    only = al.save_adapter(al.load_adapter(case.build(), folder), tmp_path / "only")
+    assert json.loads((only / CONFIG).read_text())["target_modules"] == "q"
+    theirs = peft.PeftModel.from_pretrained(case.build(), str(only))  # pyright: ignore[reportArgumentType]
+    assert [n for n, _ in theirs.named_modules() if n.endswith("lora_A.default")] == [
+        "base_model.model.q.lora_A.default"
     ]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda t: t.pop(next(k for k in t if "lora_B" in k)), "only lora_A is there"),
-        (lambda t: t.update({k: t[k][:1] for k in list(t) if "lora_A" in k}), "the rank is 2"),
-        (lambda t: t[next(k for k in t if "lora_A" in k)].fill_(float("nan")), "holds NaN or infinity"),
-        (lambda t: t.update({"bert.pooler.dense.weight": torch.ones(1)}), "does not start with"),
-        (
-            lambda t: t.update(
-                {"base_model.model.bert.encoder.layer.0.attention.self.query.base_layer.weight": torch.ones(1)}
-            ),
-            "not a factor",
-        ),
-        (lambda t: [t.pop(k) for k in list(t) if "lora" in k], "no tensor is a LoRA factor"),
-        (lambda t: t.update({k: t[k].long() for k in list(t) if "lora_A" in k}), "is torch.int64"),
-    ],
-)
-def test_damaged_tensors_are_refused_by_name(saved: Path, change: Callable[..., Any], words: str) -> None:
-    _edit_tensors(saved, change)
-    with pytest.raises(AdapterFileError, match=words):
-        read_adapter(saved)
+def test_a_corrected_base_is_written_for_the_original_and_read_back_with_its_start(tmp_path: Path) -> None:
+    spec = al.AdapterSpec(
+        A=al.FactorSpec(init="kaiming_uniform"),
+        B=al.FactorSpec(init="gaussian", gain=0.1),
+        nonzero_start="correct_base",
+        rank=2,
+        targets=BERT.targets,
+    )
+    model = move_trained(al.attach(BERT.build(), spec))
+    for compress in (False, True):
+        folder = al.save_adapter(model, tmp_path / str(compress), compress=compress)
+        back = al.load_adapter(BERT.build(), folder)
+        assert torch.equal(BERT.logits(back), BERT.logits(model))
+        assert torch.equal(BERT.logits(al.detach(back)), BERT.logits(BERT.build()))
+    tensors = load_file(tmp_path / "False" / WEIGHTS)
+    assert {tuple(value.shape) for value in tensors.values()} == {(4, 16), (16, 4)}
+    assert json.loads((tmp_path / "False" / CONFIG).read_text())["r"] == 4
+    (tmp_path / "False" / OWN).unlink()  # then it is a plain adapter of twice the rank
+    plain = al.load_adapter(BERT.build(), tmp_path / "False")
+    assert (BERT.logits(plain) - BERT.logits(model)).abs().max() <= 1e-5
 
 
-def test_all_problems_of_a_file_are_listed_together(saved: Path) -> None:
-    def change(tensors: dict[str, Tensor]) -> None:
-        tensors.pop(next(k for k in tensors if "lora_B" in k))
-        tensors["stray"] = torch.ones(1)
-
-    _edit_tensors(saved, change)
-    with pytest.raises(AdapterFileError, match=r"(?s)stray.*only lora_A|only lora_A.*stray"):
-        read_adapter(saved)
-
-
-def test_a_tensor_that_would_overwrite_the_base_is_refused_and_nothing_is_changed(saved: Path) -> None:
-    _edit_tensors(saved, lambda t: t.update({"base_model.model.bert.pooler.dense.bias": torch.ones(16)}))
-    model = BERT.build()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(AdapterFileError, match=r"bert\.pooler\.dense\.bias would overwrite the base"):
-        al.load_adapter(model, saved)
-    assert before.keys() == model.state_dict().keys()
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def test_a_file_cannot_reach_the_base_by_a_short_ending(saved: Path) -> None:
-    _edit_tensors(saved, lambda t: t.update({"base_model.model.bert.pooler.dense.bias": torch.ones(16)}))
-    _edit_config(saved, modules_to_save=["classifier", "r"])  # PEFT's rule: "pooler" ends in "r"
-    with pytest.raises(AdapterFileError, match="would overwrite the base"):
-        al.load_adapter(BERT.build(), saved)
+def test_a_shared_A_is_written_for_each_site_and_shared_again(tmp_path: Path) -> None:
+    model = _moved(BERT, targets=("query", "key"), shared_A=(("query", "key"),))
+    folder = al.save_adapter(model, tmp_path / "adapter")
+    small = al.save_adapter(model, tmp_path / "small", compress=True)
+    for saved in (folder, small):
+        back = al.load_adapter(BERT.build(), saved)
+        one, other, *_ = al.sites(back)
+        assert one.A is other.A
+        assert torch.equal(BERT.logits(back), BERT.logits(model))
+    tensors = load_file(folder / WEIGHTS)
+    key = next(key for key in tensors if "query.lora_A" in key)
+    tensors[key] = tensors[key] + 1
+    save_file(tensors, folder / WEIGHTS)
+    content = json.loads((folder / OWN).read_text())
+    (folder / OWN).write_text(json.dumps({"format": 1, "spec": content["spec"]}))
+    with pytest.raises(AdapterFileError, match="are one tensor in the model and two in the file"):
+        al.load_adapter(BERT.build(), folder)
 
 
-def test_own_file_of_another_format_is_refused(saved: Path) -> None:
-    (saved / OWN).write_text(json.dumps({"format": 99}))
-    with pytest.raises(AdapterFileError, match=r"format 99; this version reads 1.*complete without it"):
-        read_adapter(saved)
+def test_a_scale_that_was_changed_on_a_layer_is_saved_as_it_is(tmp_path: Path) -> None:
+    model = _moved(BERT, scaling="rank_stabilized")
+    next(al.sites(model)).layer.scaling = 0.7
+    folder = al.save_adapter(model, tmp_path / "adapter")
+    back = al.load_adapter(BERT.build(), folder)
+    assert next(al.sites(back)).scaling == pytest.approx(0.7, rel=1e-12)
+    assert (BERT.logits(back) - BERT.logits(model)).abs().max() <= 1e-6
 
 
-def test_an_adapter_of_another_model_lists_what_does_not_fit_and_leaves_the_model_whole(saved: Path) -> None:
-    other = next(case for case in MODELS if case.name == "llama").build()
-    names = set(other.state_dict())
-    with pytest.raises((AdapterFileError, NoTargetError), match=r"has no place|would overwrite"):
-        al.load_adapter(other, saved)
-    assert set(other.state_dict()) == names
+def test_frozen_values_that_are_no_draw_are_stored_in_the_compressed_form_too(tmp_path: Path) -> None:
+    model = _moved(BERT)
+    first = next(al.sites(model))
+    with torch.no_grad():
+        first.A.add_(1.0)
+    folder = al.save_adapter(model, tmp_path / "adapter", compress=True)
+    stored = [key for key in load_file(folder / "factors.safetensors") if "lora_A" in key]
+    assert stored == [f"base_model.model.{first.name}.lora_A.weight"]
+    assert torch.equal(BERT.logits(al.load_adapter(BERT.build(), folder)), BERT.logits(model))
 
 
-def test_a_wider_model_is_refused_with_both_shapes(saved: Path) -> None:
-    from transformers import BertForSequenceClassification
-
-    config = BERT.build().config
-    config.hidden_size = 32
-    with pytest.raises(AdapterFileError, match=r"query\.lora_A is \(2, 16\), the model needs \(2, 32\)"):
-        al.load_adapter(BertForSequenceClassification(config), saved)
+def test_peft_fails_clearly_on_the_compressed_form(tmp_path: Path) -> None:
+    folder = al.save_adapter(_moved(BERT), tmp_path / "adapter", compress=True)
+    assert not (folder / CONFIG).exists()
+    with pytest.raises(ValueError, match=CONFIG):
+        peft.PeftModel.from_pretrained(BERT.build(), str(folder))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"peft_type": "IA3"}, "only 'LORA'"),
-        ({"init_lora_weights": "pissa"}, "changes the base weights"),
-        ({"use_dora": True}, "use_dora=True"),
-        ({"rank_pattern": {"query": 4}}, "rank_pattern"),
-        (
-            {"lora_alpha": 9.0},
-            r"asymlora\.json says rank 2 and scale 2, adapter_config\.json says rank 2 and scale 4\.5",
-        ),
-    ],
-)
-def test_a_config_that_cannot_be_honoured_is_refused_by_key(saved: Path, values: dict[str, Any], words: str) -> None:
-    _edit_config(saved, **values)
-    with pytest.raises(AdapterFileError, match=words):
-        read_adapter(saved)
+@pytest.mark.parametrize("first", [False, True])
+def test_saving_in_the_other_form_leaves_nothing_of_the_first(first: bool, tmp_path: Path) -> None:
+    model, folder = _moved(BERT), tmp_path / "adapter"
+    al.save_adapter(model, folder, compress=first)
+    other = _moved(BERT, seed=5)
+    al.save_adapter(other, folder, compress=not first)
+    names = {CONFIG, WEIGHTS} if first else {"factors.safetensors"}
+    assert {f.name for f in folder.iterdir()} == names | {OWN, "README.md"}
+    assert torch.equal(BERT.logits(al.load_adapter(BERT.build(), folder)), BERT.logits(other))
 
 
-@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_missing_file_is_named(saved: Path, name: str) -> None:
-    (saved / name).unlink()
-    with pytest.raises(AdapterFileError, match=f"{re.escape(name)}: is not there"):
-        read_adapter(saved)
+def test_every_file_is_readable_by_whom_the_others_are(tmp_path: Path) -> None:
+    folder = al.save_adapter(_moved(BERT), tmp_path / "adapter")
+    assert len({f.stat().st_mode for f in folder.iterdir()}) == 1
 
 
-@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, OWN])
-def test_a_torn_file_is_refused(saved: Path, name: str) -> None:
-    content = (saved / name).read_bytes()
-    (saved / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(AdapterFileError, match="cannot be read"):
-        read_adapter(saved)
+def test_a_named_adapter_is_read_from_its_sub_folder(tmp_path: Path) -> None:
+    model = _moved(BERT)
+    al.save_adapter(model, tmp_path / "second")
+    assert torch.equal(BERT.logits(al.load_adapter(BERT.build(), tmp_path, name="second")), BERT.logits(model))
+    with pytest.raises(AdapterFileError, match=r"third is not there\. Adapters by name here: second"):
+        al.load_adapter(BERT.build(), tmp_path, name="third")
+    with pytest.raises(AdapterFileError, match="'query' is the name of a module"):
+        al.load_adapter(BERT.build(), tmp_path, name="query")
+
+
+def test_factors_of_64_bits_are_refused_when_saving(tmp_path: Path) -> None:
+    with pytest.raises(AdapterFileError, match=r"is torch\.float64.*model\.float\(\)"):
+        al.save_adapter(_moved(BERT).double(), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_file_in_bf16_fills_float32_factors(tmp_path: Path) -> None:
+    model = _moved(BERT).bfloat16()
+    folder = al.save_adapter(model, tmp_path / "adapter", compress=True)
+    back = al.load_adapter(BERT.build(), folder)
+    one, other = next(al.sites(model)), next(al.sites(back))
+    assert other.A.dtype is torch.float32
+    assert torch.equal(other.A, one.A.float())
+    assert not any("lora_A" in key for key in load_file(folder / "factors.safetensors"))
 
 
 def test_loading_onto_an_attached_model_is_refused(saved: Path) -> None:

@@ -121,7 +121,8 @@ def test_the_operators_keep_torchs_rules() -> None:
     x = torch.randn(3, 5, requires_grad=True)
     # The other checks compare two runs, and this one draws.
     torch.library.opcheck(dropout_bits, (x, 0.3), test_utils=("test_schema", "test_faketensor"))
-    torch.library.opcheck(drop_by_bits, (x, dropout_bits(x, 0.3), 0.3))
+    for layout in (x, torch.randn(4, 6).t().requires_grad_()):
+        torch.library.opcheck(drop_by_bits, (layout, dropout_bits(layout, 0.3), 0.3))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,83 +1,780 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
-from asymlora.layers import LinearAdapter
+import asymlora.layers
+from asymlora.layers import (
+    AdapterLayer,
+    ConvAdapter,
+    EmbeddingAdapter,
+    LinearAdapter,
+    SharedCode,
+    kind_of,
+    plain_weight,
+)
+from kept_bytes import kept_for_backward
 
 
-def _layer(*, trains_A: bool = True, trains_B: bool = True, dropout: float = 0.0) -> LinearAdapter:
+class Special(nn.Linear):
+    """A subclass, whose forward may be anything."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 3
+
+
+class Unknown(nn.Module):
+    """A layer of another library: known widths, a forward, and no weight that could be read."""
+
+    def __init__(self, n: int = 6, m: int = 4) -> None:
+        super().__init__()
+        self.in_features, self.out_features = n, m
+        self.table = nn.Parameter(torch.randn(n, m), requires_grad=False)
+        self.answered: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.answered.append((x @ self.table).view((*x.shape[:-1], -1)))
+        return self.answered[-1]
+
+
+def _conv1d() -> nn.Module:
+    layer = Conv1D(4, 6)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+def _dense_input() -> Tensor:
+    return torch.randn(3, 5, 6, dtype=torch.float64)
+
+
+def _ids() -> Tensor:
+    return torch.tensor([[1, 4, 1, 7], [8, 8, 2, 0]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A base layer and an input for it."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], Tensor]
+    adapter: type[AdapterLayer] = LinearAdapter
+
+
+def _image(channels: int, *size: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(2, channels, *size, dtype=torch.float64)
+
+
+def _conv(name: str, build: Callable[[], nn.Module], inputs: Callable[[], Tensor]) -> Kind:
+    return Kind(name=name, build=build, inputs=inputs, adapter=ConvAdapter)
+
+
+LAYERS = (
+    Kind(name="linear", build=lambda: nn.Linear(6, 4), inputs=_dense_input),
+    Kind(name="linear without bias", build=lambda: nn.Linear(6, 4, bias=False), inputs=_dense_input),
+    Kind(name="Conv1D of transformers", build=_conv1d, inputs=_dense_input),
+    Kind(name="embedding", build=lambda: nn.Embedding(9, 5), inputs=_ids, adapter=EmbeddingAdapter),
+    _conv("conv1d", lambda: nn.Conv1d(3, 5, 3), _image(3, 9)),
+    _conv("conv2d", lambda: nn.Conv2d(3, 5, (3, 2), stride=2, padding=(1, 2), dilation=(2, 1)), _image(3, 9, 8)),
+    _conv("conv2d same", lambda: nn.Conv2d(3, 5, 3, padding="same", bias=False), _image(3, 6, 6)),
+    _conv("conv2d channels last", lambda: nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last), _image(3, 6, 6)),
+    _conv("conv3d", lambda: nn.Conv3d(2, 4, 2, stride=(1, 2, 1)), _image(2, 3, 4, 3)),
+)
+EVERY_KIND = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.name)
+TRAINED = pytest.mark.parametrize("trained", ["A", "B", "AB"])
+
+
+def _adapter(base: nn.Module, *, rank: int = 2, trained: str = "AB", dtype: Any = torch.float64, **fields: Any) -> Any:
+    cls = kind_of(base)
+    assert cls is not None
+    shapes = cls.factor_shapes(base, rank)
+    A, B = (torch.randn(shape) for shape in shapes)
+    layer = cls(base, A=A, B=B, scaling=0.5, trains_A="A" in trained, trains_B="B" in trained, **fields)
+    layer.base_layer.requires_grad_(False)
+    return layer.to(dtype)
+
+
+def _of_linear(**fields: Any) -> LinearAdapter:
     torch.manual_seed(0)
-    A, B = torch.randn(2, 6), torch.randn(4, 2)
-    return LinearAdapter(nn.Linear(6, 4), A=A, B=B, scaling=0.5, dropout=dropout, trains_A=trains_A, trains_B=trains_B)
+    return _adapter(nn.Linear(6, 4), **fields)
 
 
-def test_frozen_factor_is_a_buffer_and_no_parameter() -> None:
-    layer = _layer(trains_A=False)
+def _dense(layer: AdapterLayer, x: Tensor) -> Tensor:
+    """The base called with ``W0 + s B A``: autograd's own way through the sum."""
+    base = layer.base_layer
+    matrix = layer.matrix_of(base, base.weight)  # pyright: ignore[reportArgumentType]
+    update = layer.scaling * layer.lora_B.flatten(1) @ layer.lora_A.flatten(1)
+    return functional_call(base, {"weight": layer.weight_from(base, matrix + update)}, x)
+
+
+def _gradients(loss: Tensor, layer: nn.Module, x: Tensor) -> list[Tensor]:
+    moved = [p for p in layer.parameters() if p.requires_grad] + ([x] if x.requires_grad else [])
+    return list(torch.autograd.grad(loss, moved))
+
+
+def _assert_close(ours: Any, dense: Any) -> None:
+    # Float64, sums of at most some hundred products of order one.
+    torch.testing.assert_close(ours, dense, rtol=1e-12, atol=1e-12)
+
+
+@EVERY_KIND
+@TRAINED
+@pytest.mark.parametrize("fused", [True, False])
+def test_every_kind_is_its_base_with_the_sum_as_weight(kind: Kind, trained: str, fused: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = _adapter(kind.build(), trained=trained), kind.inputs()
+    assert type(layer) is kind.adapter
+    layer.fused = fused
+    if x.is_floating_point():
+        x.requires_grad_()
+    out, dense = layer(x), _dense(layer, x)
+    _assert_close(out, dense)
+    weights = torch.randn_like(dense)
+    _assert_close(_gradients((out * weights).sum(), layer, x), _gradients((dense * weights).sum(), layer, x))
+
+
+@EVERY_KIND
+def test_every_kind_switched_off_is_its_base_bit_for_bit(kind: Kind) -> None:
+    layer, x = _adapter(kind.build()), kind.inputs()
+    layer.enabled = False
+    assert torch.equal(layer(x), layer.base_layer(x))
+
+
+@EVERY_KIND
+def test_every_kind_does_not_write_to_what_its_base_returns(kind: Kind) -> None:
+    layer, x = _adapter(kind.build()), kind.inputs()
+    held: list[tuple[Tensor, Tensor, int]] = []
+    layer.base_layer.register_forward_hook(lambda module, args, out: held.append((out, out.clone(), out._version)))
+    layer(x)
+    assert [(torch.equal(out, before), out._version == version) for out, before, version in held] == [(True, True)]
+
+
+@EVERY_KIND
+def test_every_kind_takes_an_empty_batch(kind: Kind) -> None:
+    layer, x = _adapter(kind.build()), kind.inputs()[:0]
+    out = layer(x)
+    assert out.shape == layer.base_layer(x).shape
+    out.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in layer.parameters() if p.requires_grad)
+
+
+@EVERY_KIND
+def test_every_kind_called_twice_in_one_pass_has_the_gradients_of_both(kind: Kind) -> None:
+    layer = _adapter(kind.build())
+    one, two = kind.inputs(), kind.inputs().flip(0)
+    loss = layer(one).square().sum() + layer(two).sin().sum()
+    dense = _dense(layer, one).square().sum() + _dense(layer, two).sin().sum()
+    _assert_close(_gradients(loss, layer, one), _gradients(dense, layer, one))
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_kind_gives_the_dtype_of_its_base_with_float32_factors(kind: Kind, dtype: torch.dtype) -> None:
+    layer, x = _adapter(kind.build(), dtype=torch.float32), kind.inputs()
+    layer.base_layer.to(dtype)
+    x = x.to(dtype) if x.is_floating_point() else x
+    out = layer(x)
+    assert out.dtype == dtype
+    out.float().sum().backward()
+    assert layer.lora_A.grad.dtype == layer.lora_B.grad.dtype == torch.float32
+    exact = _dense(copy.deepcopy(layer).double(), x.double() if x.is_floating_point() else x)
+    # Sums of a hundred terms and three roundings in the base's type; entries are below 30.
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=3 * 30 * torch.finfo(dtype).eps)
+
+
+@EVERY_KIND
+def test_every_kind_says_its_factors_as_matrices(kind: Kind) -> None:
+    base = kind.build()
+    (r, n), (m, r_too) = kind.adapter.matrix_shapes(base, 2)
+    weight: Any = base.weight
+    assert (r, r_too) == (2, 2)
+    matrix = kind.adapter.matrix_of(base, weight)
+    assert matrix.shape == (m, n)
+    assert torch.equal(kind.adapter.weight_from(base, matrix), weight)
+
+
+@EVERY_KIND
+def test_every_kind_copies_and_pickles(kind: Kind) -> None:
+    layer, x = _adapter(kind.build(), trained="B"), kind.inputs()
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x), layer(x))
+        assert other.lora_A.data_ptr() != layer.lora_A.data_ptr()
+        assert other.lora_B.stride() == layer.lora_B.stride()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("kind", [k for k in LAYERS if k.adapter is not EmbeddingAdapter], ids=lambda kind: kind.name)
+def test_dropout_acts_in_training_only_and_on_the_branch_only(kind: Kind, dropout: float) -> None:
+    layer, x = _adapter(kind.build(), dropout=dropout), kind.inputs()
+    base = layer.base_layer(x)
+    assert torch.equal(layer.eval()(x), layer(x))
+    plain = layer(x)
+    torch.manual_seed(0)
+    mean = sum(layer.train()(x) - base for _ in range(400)) / 400
+    differs = not torch.allclose(layer(x), plain, rtol=0, atol=1e-3)
+    assert differs == bool(dropout)
+    # Unbiased: 400 masks, deviation of a sum of up to 36 terms of order 3 below 20/sqrt(400); six of them.
+    torch.testing.assert_close(mean, plain - base, rtol=0, atol=6.0 if dropout else 1e-12)
+
+
+# Embeddings.
+
+
+def test_padding_gives_its_code_no_gradient_and_reads_the_merged_row() -> None:
+    layer, ids = _adapter(nn.Embedding(9, 5, padding_idx=8)), _ids()
+    _assert_close(layer(ids), _dense(layer, ids))
+    ours, dense = (
+        torch.autograd.grad(f(ids).sin().sum(), layer.lora_A)[0] for f in (layer, lambda i: _dense(layer, i))
+    )
+    _assert_close(ours, dense)
+    assert ours[:, 8].abs().max() == 0
+    assert ours[:, 1].abs().max() > 0
+
+
+def test_gradients_scaled_by_frequency_are_those_of_the_dense_table() -> None:
+    layer, ids = _adapter(nn.Embedding(9, 5, scale_grad_by_freq=True)), _ids()
+    ours, dense = (
+        torch.autograd.grad(f(ids).sin().sum(), layer.lora_A)[0] for f in (layer, lambda i: _dense(layer, i))
+    )
+    _assert_close(ours, dense)
+    plain = _adapter(nn.Embedding(9, 5))
+    plain.load_state_dict(layer.state_dict())
+    unscaled = torch.autograd.grad(plain(ids).sin().sum(), plain.lora_A)[0]
+    _assert_close(ours[:, 1] * 2, unscaled[:, 1])  # entry 1 is read twice
+
+
+def test_a_base_with_sparse_gradients_trains_with_dense_factors() -> None:
+    layer, ids = _adapter(nn.Embedding(9, 5, sparse=True)), _ids()
+    loss = layer(ids).sin().sum()
+    plain = _adapter(nn.Embedding(9, 5))
+    plain.load_state_dict(layer.state_dict())
+    _assert_close(_gradients(loss, layer, ids), _gradients(plain(ids).sin().sum(), plain, ids))
+
+
+def test_an_embedding_that_scales_what_it_looked_up_scales_the_update_too() -> None:
+    class Scaled(nn.Embedding):
+        embed_scale = torch.tensor(4.0)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * self.embed_scale
+
+    layer = _adapter(Scaled(9, 5))
+    _assert_close(layer(_ids()), _dense(layer, _ids()))
+
+
+@pytest.mark.parametrize("trained", ["A", "B"])
+def test_an_embedding_keeps_codes_only_for_B(trained: str) -> None:
+    layer, ids = _adapter(nn.Embedding(9, 5), trained=trained), _ids()
+    kept = kept_for_backward(lambda: layer(ids), owned=[*layer.parameters(), *layer.buffers()], named={"ids": ids})
+    assert kept == ({"ids": ids.nbytes} if trained == "A" else {"other": ids.numel() * 2 * 8})
+
+
+# Convolutions with groups.
+
+
+@TRAINED
+def test_in_groups_the_update_reads_every_channel_through_its_own_codes(trained: str) -> None:
+    torch.manual_seed(0)
+    base = nn.Conv2d(4, 6, 3, groups=2, padding=1)
+    layer, x = _adapter(base, rank=4, trained=trained), _image(4, 5, 5)().requires_grad_()
+    assert layer.lora_B.shape == (6, 2, 1, 1)
+    # Group g of the output sees the codes 2g and 2g + 1.
+    blocks = torch.zeros(6, 4, dtype=torch.float64)
+    B = layer.lora_B.flatten(1)
+    whole = torch.cat([torch.cat([B[:3], blocks[:3, 2:]], 1), torch.cat([blocks[3:, :2], B[3:]], 1)])
+    update = (whole @ layer.lora_A.flatten(1)).view(6, 4, 3, 3)
+    dense = base(x) + 0.5 * nn.functional.conv2d(x, update, padding=1)
+    _assert_close(layer(x), dense)
+    weights = torch.randn_like(dense)
+    _assert_close(_gradients((layer(x) * weights).sum(), layer, x), _gradients((dense * weights).sum(), layer, x))
+    assert "groups" in str(layer.why_not_merge())
+
+
+# What cannot take an adapter.
+
+
+@pytest.mark.parametrize(
+    ("base", "rank", "why"),
+    [
+        (nn.Linear(6, 4), 5, "6 -> 4, and the rank may be at most 4"),
+        (nn.Embedding(3, 8), 4, "3 -> 8, and the rank may be at most 3"),
+        (nn.Conv2d(1, 8, 2), 5, "4 -> 8, and the rank may be at most 4"),
+        (nn.Conv2d(4, 6, 3, groups=2), 3, "has 2 groups, which must divide the rank"),
+        (nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"), 2, "pads by 'circular'"),
+        (nn.Embedding(9, 5, max_norm=1.0), 2, "max_norm"),
+    ],
+    ids=str,
+)
+def test_a_layer_says_why_it_cannot_take_an_adapter(base: nn.Module, rank: int, why: str) -> None:
+    kind = kind_of(base)
+    assert kind is not None
+    assert why in str(kind.why_not(base, rank))
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        nn.LayerNorm(4),
+        nn.ConvTranspose2d(2, 2, 2),
+        nn.Bilinear(2, 3, 4),
+        nn.LazyLinear(3),
+        nn.EmbeddingBag(4, 3),
+        nn.GRU(2, 3),
+    ],
+    ids=lambda base: type(base).__name__,
+)
+def test_other_layers_are_of_no_kind(base: nn.Module) -> None:
+    assert kind_of(base) is None
+
+
+# Bases that are called as they are.
+
+
+@TRAINED
+def test_a_base_of_another_library_is_called_and_its_answer_left_alone(trained: str) -> None:
+    torch.manual_seed(0)
+    base = Unknown()
+    layer, x = _adapter(base, trained=trained), _dense_input().requires_grad_()
+    out = layer(x)
+    assert len(base.answered) == 1
+    wanted = x @ base.table + 0.5 * x @ (layer.lora_B @ layer.lora_A).T
+    assert torch.equal(base.answered[0], x @ base.table)
+    _assert_close(out, wanted)
+    _assert_close(_gradients(out.sin().sum(), layer, x), _gradients(wanted.sin().sum(), layer, x))
+    assert "holds a NoneType" in str(layer.why_not_merge())
+
+
+def test_a_base_takes_the_further_arguments_of_its_call() -> None:
+    class Gated(nn.Linear):
+        def forward(self, input: Tensor, gate: float = 1.0, *, shift: float = 0.0) -> Tensor:
+            return super().forward(input) * gate + shift
+
+    layer, x = _adapter(Gated(6, 4)), _dense_input()
+    branch = layer(x) - layer.base_layer(x)
+    _assert_close(layer(x, 3.0, shift=2.0), layer.base_layer(x, 3.0, shift=2.0) + branch)
+
+
+def _hook(base: nn.Module) -> None:
+    base.register_forward_hook(lambda module, args, out: out * 3)
+
+
+def _pre_hook(base: nn.Module) -> None:
+    base.register_forward_pre_hook(lambda module, args: (args[0] * 3,))
+
+
+def _replaced(base: nn.Module) -> None:
+    forward = base.forward
+    base.forward = lambda *args: forward(*args) * 3  # as accelerate does
+
+
+def _parametrized(base: nn.Module) -> None:
+    class Triple(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * 3
+
+    nn.utils.parametrize.register_parametrization(base, "weight", Triple())
+
+
+def _pruned(base: nn.Module) -> None:
+    prune.random_unstructured(base, "weight", amount=0.5)
+
+
+SPECIAL = {"hook": _hook, "pre-hook": _pre_hook, "replaced forward": _replaced, "parametrized": _parametrized}
+
+
+@pytest.mark.parametrize("change", [*SPECIAL, "pruned", "subclass", "backward hook"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_base_that_is_more_than_its_weight_is_called(change: str, dropout: float) -> None:
+    base = Special(6, 4) if change == "subclass" else nn.Linear(6, 4)
+    x, called = _dense_input().requires_grad_(), []
+    {**SPECIAL, "pruned": _pruned}.get(change, lambda base: None)(base)
+    if change == "backward hook":
+        base.register_full_backward_hook(lambda module, *gradients: called.append(module))
+    layer = _adapter(base, dropout=dropout)
+    assert plain_weight(base, x) is None
+    torch.manual_seed(0)
+    out = layer(x)
+    layer.base_layer = nn.Linear(6, 4).double()
+    torch.manual_seed(0)
+    branch = layer(x) - layer.base_layer(x)
+    _assert_close(out, base(x) + branch)
+    assert not torch.allclose(base(x), nn.functional.linear(x, base.weight, base.bias)) or change in (
+        "parametrized",
+        "pruned",
+        "backward hook",
+    )
+    out.sum().backward()
+    assert len(called) == (change == "backward hook")
+
+
+def test_a_hook_on_every_module_sees_the_base() -> None:
+    layer, seen = _of_linear(), []
+    handle = register_module_forward_hook(lambda module, args, out: seen.append(module))
+    try:
+        layer(_dense_input())
+    finally:
+        handle.remove()
+    assert layer.base_layer in seen
+    seen.clear()
+    layer(_dense_input())  # the control: without the hook the base is not called
+    assert not seen
+
+
+def test_only_a_plain_frozen_dense_layer_of_the_inputs_dtype_is_read() -> None:
+    x, base = _dense_input(), nn.Linear(6, 4).double().requires_grad_(False)
+    assert plain_weight(base, x) is base.weight
+    conv = _conv1d().double().requires_grad_(False)
+    assert torch.equal(plain_weight(conv, x), conv.weight.t())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert plain_weight(base, x.float()) is None
+    with torch.autocast("cpu"):
+        assert plain_weight(base, x) is None
+    for parameter in (base.weight, base.bias):
+        parameter.requires_grad_()
+        assert plain_weight(base, x) is None
+        parameter.requires_grad_(False)
+    assert plain_weight(Unknown(), x) is None
+    assert plain_weight(base.to("meta"), x.to("meta")) is base.weight
+
+
+def test_a_base_that_is_trained_too_has_its_own_gradient() -> None:
+    layer, x = _of_linear(), _dense_input()
+    layer.base_layer.requires_grad_()
+    dense = nn.Linear(6, 4).double()
+    dense.load_state_dict(layer.base_layer.state_dict())
+    layer(x).sum().backward()
+    dense(x).sum().backward()
+    _assert_close(layer.base_layer.weight.grad, dense.weight.grad)
+    _assert_close(layer.base_layer.bias.grad, dense.bias.grad)
+
+
+def test_the_input_is_not_kept_where_A_is_frozen() -> None:
+    for dropout in (0.0, 0.3):
+        layer, x = _of_linear(trained="B", dropout=dropout), _dense_input()
+        owned = [*layer.parameters(), *layer.buffers()]
+        kept = kept_for_backward(lambda layer=layer, x=x: layer(x), owned=owned, named={"x": x})
+        assert kept == {"other": 15 * 2 * 8}
+    trained = _of_linear(trained="AB")
+    assert "x" in kept_for_backward(lambda: trained(x), owned=trained.parameters(), named={"x": x})
+
+
+# Factors.
+
+
+def test_a_frozen_factor_is_a_buffer_and_no_parameter() -> None:
+    layer = _of_linear(trained="B")
     assert [n for n, _ in layer.named_parameters(recurse=False)] == ["lora_B"]
     assert [n for n, _ in layer.named_buffers(recurse=False)] == ["lora_A"]
     assert "lora_A" in layer.state_dict()
 
 
 @pytest.mark.parametrize("call", [nn.Module.train, nn.Module.eval, lambda m: m.requires_grad_(True), nn.Module.half])
-def test_no_call_on_the_module_thaws_a_frozen_factor(call: object) -> None:
-    layer = _layer(trains_A=False)
-    call(layer)  # pyright: ignore[reportCallIssue]
+def test_no_call_on_the_module_thaws_a_frozen_factor(call: Any) -> None:
+    layer = _of_linear(trained="B")
+    call(layer)
     assert not layer.lora_A.requires_grad
     assert "lora_A" not in dict(layer.named_parameters())
 
 
-def test_adds_the_scaled_product_to_the_base() -> None:
-    layer, x = _layer().double(), torch.randn(3, 6, dtype=torch.float64)
-    expected = layer.base_layer(x) + 0.5 * x @ (layer.lora_B @ layer.lora_A).T
-    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-14)
+def test_a_narrow_B_stays_its_transpose_through_casts_loading_and_steps() -> None:
+    layer = _of_linear(trained="AB")
+    assert layer.lora_B.stride() == (1, 4)
+    layer.float()
+    layer.load_state_dict(_of_linear(dtype=torch.float32).state_dict())
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    layer(_dense_input().float()).sum().backward()
+    optimizer.step()
+    assert layer.lora_B.stride() == (1, 4)
+    assert copy.deepcopy(layer).lora_B.stride() == (1, 4)
 
 
-def test_switched_off_gives_the_base_bit_for_bit() -> None:
-    layer, x = _layer(), torch.randn(3, 6)
-    layer.enabled = False
-    assert torch.equal(layer(x), layer.base_layer(x))
-
-
-def test_dropout_acts_in_training_only_and_on_the_branch_only() -> None:
-    layer, x = _layer(dropout=0.5), torch.randn(64, 6)
-    assert torch.equal(layer.eval()(x), layer(x))
-    torch.manual_seed(1)
-    dropped = layer.train()(x)
-    torch.manual_seed(1)
-    mask = nn.functional.dropout(torch.ones_like(x), 0.5, True)
-    expected = layer.base_layer(x) + 0.5 * (x * mask) @ (layer.lora_B @ layer.lora_A).T
-    assert torch.allclose(dropped, expected, atol=1e-5)
-    assert not torch.allclose(dropped, layer.eval()(x), atol=1e-3)
-
-
-def test_copies_and_pickles_compute_the_same() -> None:
-    layer, x = _layer(trains_A=False), torch.randn(3, 6)
-    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(other(x), layer(x))
-        assert other.lora_A.data_ptr() != layer.lora_A.data_ptr()
+def test_what_the_layer_lacks_is_answered_by_the_base() -> None:
+    layer = _of_linear()
+    assert layer.weight is layer.base_layer.weight
+    assert (layer.in_features, layer.out_features) == (6, 4)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = layer.nothing
 
 
 def test_shows_what_is_frozen() -> None:
-    assert "rank=2, scaling=0.5, frozen=A" in repr(_layer(trains_A=False))
-    assert "frozen" not in repr(_layer())
+    assert "rank=2, scaling=0.5, frozen=A" in repr(_of_linear(trained="B"))
+    assert "frozen" not in repr(_of_linear())
 
 
 def test_state_dict_has_the_names_of_the_base_and_loads_back_also_under_the_held_ones() -> None:
-    layer, other = _layer(trains_A=False), _layer()
+    layer = _of_linear(trained="B")
     state = {name: value + 1 for name, value in layer.state_dict().items()}
     assert set(state) == {"weight", "bias", "lora_A", "lora_B"}
     held = {f"base_layer.{n}" if n in ("weight", "bias") else n: value for n, value in state.items()}
     for given in (state, held):
-        other = _layer()
+        other = _of_linear()
         other.load_state_dict(given, strict=True)
         assert torch.equal(other.base_layer.weight, state["weight"])
         assert torch.equal(other.lora_A, state["lora_A"])
-    nested = nn.Sequential(nn.Sequential(_layer()))
+    nested: Any = nn.Sequential(nn.Sequential(_of_linear()))
     assert set(nested.state_dict()) == {f"0.0.{name}" for name in state}
     nested.load_state_dict({f"0.0.{name}": value for name, value in state.items()}, strict=True)
     assert torch.equal(nested[0][0].base_layer.bias, state["bias"])
+
+
+def test_a_state_dict_with_a_missing_or_a_strange_key_is_refused() -> None:
+    layer = _of_linear()
+    for change in (lambda s: s.pop("weight"), lambda s: s.pop("lora_B"), lambda s: s.update(strange=torch.zeros(1))):
+        state = dict(layer.state_dict())
+        change(state)
+        with pytest.raises(RuntimeError, match="key"):
+            layer.load_state_dict(state)
+
+
+# Layers that share one A.
+
+
+class Attention(nn.Module):
+    """Three projections of one input, put together so that each has gradients of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.q(x) @ self.k(x).transpose(-1, -2), -1) @ self.v(x)
+
+
+def _attention(*, shared: bool, dropout: float = 0.0) -> Attention:
+    model = Attention().double().requires_grad_(False)
+    torch.manual_seed(1)
+    A = torch.randn(2, 6, dtype=torch.float64)
+    group = SharedCode(("q", "k", "v"))
+    for name, base in list(model.named_children()):
+        B = torch.randn(base.out_features, 2, dtype=torch.float64)  # pyright: ignore[reportArgumentType]
+        layer = LinearAdapter(base, A=A if shared else A.clone(), B=B, scaling=0.5, dropout=dropout, trains_A=False)
+        if shared:
+            layer.share(group)
+        model.set_submodule(name, layer)
+    return model
+
+
+class CodeProducts(TorchDispatchMode):
+    """Counts the products that give a code of two columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) and out.shape[-1] == 2:
+            self.count += 1
+        return out
+
+
+@contextmanager
+def _counted() -> Iterator[CodeProducts]:
+    with CodeProducts() as mode:
+        yield mode
+
+
+def _step(model: nn.Module, x: Tensor, *, reentrant: bool | None = None) -> list[Tensor]:
+    out = model(x) if reentrant is None else checkpoint(model, x, use_reentrant=reentrant)
+    model.zero_grad()
+    x.grad = None
+    out.square().sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in model.parameters() if p.requires_grad)]  # pyright: ignore[reportReturnType]
+
+
+def _free() -> Tensor:
+    return torch.randn(2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False], ids=["plain", "reentrant", "not reentrant"])
+def test_a_shared_A_gives_what_three_equal_ones_give(reentrant: bool | None) -> None:
+    x = _free()
+    wanted = _step(_attention(shared=False), x)
+    model = _attention(shared=True)
+    for _ in range(2):
+        _assert_close(_step(model, x, reentrant=reentrant), wanted)
+    assert model.q.shared._last is None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_shared_product_is_computed_once(dropout: float) -> None:
+    x = _free()
+    for shared, products in ((True, 1), (False, 3)):
+        model = _attention(shared=shared)
+        for call in (model.train(), model.eval()):
+            with torch.no_grad(), _counted() as counted:
+                call(x)
+                assert counted.count == products
+            with _counted() as counted:
+                call(x)
+                assert counted.count == products
+
+
+def test_layers_that_share_draw_one_mask_and_draw_it_again_when_recomputed() -> None:
+    model, x = _attention(shared=True, dropout=0.4), _free()
+    results = []
+    for reentrant in (None, True, False):
+        torch.manual_seed(5)
+        results.append(_step(model, x, reentrant=reentrant))
+    _assert_close(results[1], results[0])
+    _assert_close(results[2], results[0])
+    # One mask: with q and k equal layers, their products are equal too.
+    layer = model.q
+    model.set_submodule(
+        "k",
+        layer.__class__(
+            layer.base_layer, A=layer.lora_A, B=layer.lora_B.detach(), scaling=0.5, dropout=0.4, trains_A=False
+        ),
+    )
+    model.k.share(layer.shared)
+    assert torch.equal(model.q(x), model.k(x))
+
+
+def test_an_input_that_was_changed_in_place_is_read_anew() -> None:
+    model, x = _attention(shared=True), _free().detach()
+    with torch.no_grad():
+        model.q(x)
+        x.mul_(2)
+        _assert_close(model.k(x), _dense(model.k, x))  # pyright: ignore[reportArgumentType]
+        other = x.clone()
+        _assert_close(model.v(other), _dense(model.v, other))  # pyright: ignore[reportArgumentType]
+        model.q(x)
+        model.q.lora_A.mul_(3)  # pyright: ignore[reportCallIssue]
+        _assert_close(model.k(x), _dense(model.k, x))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_code_without_a_graph_is_not_given_to_a_pass_with_one() -> None:
+    model, x = _attention(shared=True), _free()
+    with torch.no_grad():
+        model.q(x)
+    assert model.k(x).grad_fn is not None
+    (gradient,) = torch.autograd.grad(model.v(x).sum(), x)
+    assert gradient.abs().max() > 0
+
+
+def test_inference_mode_has_no_versions_and_computes_each_code() -> None:
+    model, x = _attention(shared=True), _free().detach()
+    wanted = model(x).detach()
+    with torch.inference_mode():
+        _assert_close(model(x.clone()), wanted)
+        _assert_close(model(x), wanted)
+        inside = x.clone()
+        model.q(inside)
+        inside.mul_(2)
+        _assert_close(model.k(inside), _dense(model.k, inside))  # pyright: ignore[reportArgumentType]
+
+
+def test_no_code_outlives_its_readers_or_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[weakref.ref[Tensor]] = []
+    original = asymlora.layers.code_of
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        code = original(*args, **kwargs)
+        codes.append(weakref.ref(code))
+        return code
+
+    monkeypatch.setattr(asymlora.layers, "code_of", watched)
+    model = _attention(shared=True)
+    _step(model, _free())
+    gc.collect()
+    assert [code() for code in codes] == [None]
+    x = _free() * 1  # a leaf would be held by the code's own graph
+    model.q(x)  # k and v never read it
+    assert codes[1]() is not None
+    del x
+    gc.collect()
+    assert codes[1]() is None
+
+
+def test_copies_share_among_themselves() -> None:
+    model, x = _attention(shared=True), _free()
+    model.q(x)  # a code waits for its readers
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.q.lora_A is other.k.lora_A is other.v.lora_A
+        assert other.q.shared is other.k.shared is other.v.shared is not model.q.shared
+        assert other.q.lora_A is not model.q.lora_A
+        with _counted() as counted:
+            out = other(x)
+        assert counted.count == 1
+        _assert_close(out, model(x))
+
+
+def test_a_shared_A_reads_another_dtype_and_a_special_base_alike() -> None:
+    model = _attention(shared=True).float()
+    model.q.base_layer.register_forward_hook(lambda module, args, out: out * 2)
+    x = _free().detach().float()
+    wanted = model.q.base_layer(x) + 0.5 * x @ (model.q.lora_B @ model.q.lora_A).T  # pyright: ignore[reportCallIssue]
+    torch.testing.assert_close(model.q(x), wanted)
+    model.bfloat16()
+    for layer in (model.q, model.k, model.v):
+        layer.lora_B.data = layer.lora_B.data.float()
+    assert model(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_switched_off_layers_leave_no_code_to_a_wrong_reader() -> None:
+    model, x = _attention(shared=True), _free()
+    model.q.enabled = False  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = _attention(shared=False)
+    wanted.q.enabled = False  # pyright: ignore[reportAttributeAccessIssue]
+    for _ in range(3):
+        _assert_close(model(x), wanted(x))
+
+
+# A base that was corrected for a start that is not zero.
+
+
+def _corrected() -> tuple[LinearAdapter, Tensor, Tensor]:
+    layer = _of_linear(dtype=torch.float32)
+    before = layer.base_layer.weight.data
+    layer.correct_base(layer.lora_A.detach().clone(), layer.lora_B.detach().clone())
+    return layer, before, before.clone()
+
+
+def test_a_corrected_base_starts_at_its_own_output_and_comes_back_as_the_very_tensor() -> None:
+    layer, before, bits = _corrected()
+    x = _dense_input().float()
+    exact = before.double() - 0.5 * layer.lora_B.double() @ layer.lora_A.double()
+    assert torch.equal(layer.base_layer.weight.data, exact.float())
+    # Rounding of the corrected weight, of both products and of their sum: 6 + 2 + 3 roundings of terms below 20.
+    wanted = nn.functional.linear(x, before, layer.base_layer.bias)
+    torch.testing.assert_close(layer(x), wanted, rtol=0, atol=11 * 20 * 2**-24)
+    layer.restore_base()
+    assert layer.base_layer.weight.data is before or layer.base_layer.weight.data_ptr() == before.data_ptr()
+    assert torch.equal(layer.base_layer.weight, bits)
+    layer.restore_base()
+    assert torch.equal(layer.base_layer.weight, bits)
+
+
+def test_the_update_of_a_corrected_base_is_what_the_factors_moved() -> None:
+    layer, _, bits = _corrected()
+    A_0, B_0 = layer.lora_A.detach().double(), layer.lora_B.detach().double()
+    with torch.no_grad():
+        layer.lora_A.add_(0.1), layer.lora_B.mul_(2)
+    A, B = layer.update()
+    moved = layer.lora_B.double() @ layer.lora_A.double() - B_0 @ A_0
+    _assert_close(B.double() @ A.double(), moved)
+    assert torch.equal(layer.original_weight(), bits)
+
+
+def test_a_corrected_base_that_was_cast_comes_back_in_the_new_type() -> None:
+    layer, _, bits = _corrected()
+    layer.double()
+    layer.restore_base()
+    assert layer.base_layer.weight.dtype == torch.float64
+    assert torch.equal(layer.base_layer.weight.float(), bits)

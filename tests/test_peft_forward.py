@@ -358,12 +358,3 @@ def test_a_frozen_factor_of_a_fast_model_stays_frozen(calls: Calls) -> None:
     assert calls.count == 4
     assert all(t.grad is None for t in factors(model).values())
     assert all(t.grad is not None for t in factors(model, "B").values())
-
-
-def test_the_fields_of_the_branch_are_those_that_our_layer_reads() -> None:
-    own = al.attach(nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 16)), al.AdapterSpec.lora(rank=4))
-    model = dense_model()
-    al.speed_up(model)
-    ours = next(al.sites(own)).layer
-    branch = next(iter(lora_layers(model).values()))._branch()
-    assert all(hasattr(ours, name) for name in branch._fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,9 +174,11 @@ def write_adapter(file: AdapterFile, folder: Path, *, form: Form, card: bytes) -
     names = (WEIGHTS_FILE, CONFIG_FILE) if form == "peft" else (FACTORS_FILE, OWN_FILE)
     stale = (FACTORS_FILE,) if form == "peft" else (WEIGHTS_FILE,)
     with staged_folder(folder, last=names[1]) as staging:
-        save_file(_apart({key: v for key, v in tensors.items() if key not in dropped}), staging / names[0], metadata={"format": "pt"})
-        _write_json(staging / OWN_FILE, own.to_dict(), indent=2 if form == "peft" else None)
         (staging / CARD_FILE).write_bytes(card)
+        stored = _apart({key: value for key, value in tensors.items() if key not in dropped})
+        save_file(stored, staging / names[0], metadata={"format": "pt"})
+        shutil.copymode(staging / CARD_FILE, staging / names[0])  # safetensors writes for the owner alone
+        _write_json(staging / OWN_FILE, own.to_dict(), indent=2 if form == "peft" else None)
         if form == "peft":
             _write_json(staging / CONFIG_FILE, file.config, indent=2)
         else:

@@ -11,16 +11,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from asymlora.checkpoint import (
-    AdapterSaver,
-    PartSaveRefusal,
-    fill,
-    match_spec,
-    read_adapter,
-    refuse_differing,
-    refuse_unfit,
-)
+from asymlora.adapter_reading import read_adapter
+from asymlora.checkpoint import AdapterSaver, PartSaveRefusal
 from asymlora.errors import AdapterFileError, AlreadyAttachedError
+from asymlora.fitting import fill, match_spec, refuse_differing, refuse_unfit
 from asymlora.installing import InputGradient, drawn_factors, install, starts_nonzero
 from asymlora.layers import AdapterLayer, set_flag
 from asymlora.site_view import attached, find_attached, refuse_folded, set_attachment, sites

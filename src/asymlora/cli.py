@@ -61,13 +61,16 @@ def _run(argv: list[str]) -> int:
     )
     commands.add_subcommand("predict", _predict_parser(), help="ask a finished run, or a merged model")
     commands.add_subcommand("merge", _merge_parser(), help="fold a run's adapter into its model and save that")
+    commands.add_subcommand(
+        "convert", _convert_parser(), help="compress an adapter folder to seeds, or expand it for PEFT"
+    )
     _refuse_unknown_options(argv)
     try:
         given = parser.parse_args(argv, defaults=False)
     except ArgumentError as error:
         raise SpecError(f"{_readable(str(error))} See: asymlora --help, asymlora finetune --help.") from None
     options = given[given["command"]].as_dict() if given.get(given["command"]) else {}
-    return {"finetune": _finetune, "predict": _predict, "merge": _merge}[given["command"]](options)
+    return {"finetune": _finetune, "predict": _predict, "merge": _merge, "convert": _convert}[given["command"]](options)
 
 
 def _readable(message: str) -> str:
@@ -136,6 +139,12 @@ def _merge(options: dict[str, Any]) -> int:
     return 0
 
 
+def _convert(options: dict[str, Any]) -> int:
+    drawn = _load("asymlora.converting").convert_adapter(options["source"], options["target"], to=options.get("to"))
+    print(f"{options['target']}: {len(drawn)} factors stand in the seed-compressed folder as the address of their draw")
+    return 0
+
+
 def finetune_parser() -> Any:
     """Return the parser of ``finetune``: one option for each field of a recipe, with its docstring as help."""
     from jsonargparse import ArgumentParser
@@ -174,6 +183,20 @@ def _merge_parser() -> Any:
     parser = ArgumentParser(description="Write the model with the adapter folded in.", exit_on_error=False)
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
+    return parser
+
+
+def _convert_parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    description = (
+        "Turn an adapter folder into the other form: frozen factors as the address of their draw (seed), or everything"
+        " as tensors (peft). No base model is needed; nothing is lost."
+    )
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("source", metavar="SRC", help="adapter folder")
+    parser.add_argument("target", metavar="DST", help="folder to write; must not exist")
+    parser.add_argument("--to", choices=["peft", "seed"], help="form of DST; default: the one that SRC has not")
     return parser
 
 

@@ -53,7 +53,7 @@ def drop_again(x: Tensor, state: Tensor, p: float) -> Tensor:
     if x.device.type == "cpu":
         return _scaled(x, torch.from_numpy(np.unpackbits(state.numpy(), count=x.numel())), p)
     if x.is_meta:
-        return torch.empty_like(x)
+        return x.new_empty(x.shape)
     generator = torch.Generator(x.device).manual_seed(int(state))
     kept = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(kept_fraction(p), generator=generator)
     return kept.mul_(x).mul_(1.0 / kept_fraction(p))
@@ -87,7 +87,7 @@ def drop_by_bits(x: Tensor, state: Tensor, p: float) -> Tensor:
 
 @drop_by_bits.register_fake
 def _(x: Tensor, state: Tensor, p: float) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)  # contiguous, whatever the input is
 
 
 def _keep_bits(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:

@@ -6,9 +6,9 @@ What a whole model is made of is not known here. A new kind is a new class and i
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
@@ -229,19 +229,21 @@ class LinearAdapter(AdapterLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return ``base_layer(x) + s * dropout(x) A^T B^T``, shape ``(..., out)``."""
-        base, A, B = self.base_layer, self.lora_A, self.lora_B
-        p = self.dropout if self.training else 0.0
+        # Straight from the dictionaries: the attributes of a module go through Python, and at few tokens that is seen.
+        base, parameters, buffers = self._modules["base_layer"], self._parameters, self._buffers
+        assert base is not None
         if not self.enabled:
             return base(x, *args, **kwargs)
-        if not self.fused or torch.compiler.is_compiling():
+        A: Any = parameters["lora_A"] if "lora_A" in parameters else buffers["lora_A"]
+        B: Any = parameters["lora_B"] if "lora_B" in parameters else buffers["lora_B"]
+        p = self.dropout if self.training else 0.0
+        if not self.fused:
             return add_low_rank_plain(base(x, *args, **kwargs), x, A, B, scaling=self.scaling, dropout=p)
-        weight = None if args or kwargs else plain_weight(base, x)
-        options: dict[str, Any] = {"scaling": self.scaling, "dropout": p}
-        if self.shared is not None and x.dtype is A.dtype and not autocasts(x.device.type):
-            options["code"] = self.shared.code(x, A, p)
-        if weight is None:
-            return add_low_rank(base(x, *args, **kwargs), x, A, B, **options)
-        return adapted_linear(x, weight, base.bias, A, B, **options)  # pyright: ignore[reportArgumentType]
+        code = None
+        if self.shared is not None and x.dtype is A.dtype is B.dtype and not autocasts(x.device.type):
+            code = None if torch.compiler.is_compiling() else self.shared.code(x, A, p)
+        call = (lambda x: base(x, *args, **kwargs)) if args or kwargs else base
+        return run_adapted(call, x, A, B, scaling=self.scaling, dropout=p, code=code)
 
     @classmethod
     def takes(cls, base: nn.Module) -> bool:
@@ -284,7 +286,8 @@ class EmbeddingAdapter(AdapterLayer):
         code = F.embedding(x, self.lora_A.t(), base.padding_idx, scale_grad_by_freq=base.scale_grad_by_freq)
         # Gemma's embedding multiplies what it looked up.
         scale = self.scaling * float(getattr(base, "embed_scale", 1.0))
-        return out + (F.linear(code, self.lora_B) * scale).to(out.dtype)
+        dtype = torch.promote_types(code.dtype, out.dtype)
+        return out + (F.linear(code.to(dtype), self.lora_B.to(dtype)) * scale).to(out.dtype)
 
     @classmethod
     def takes(cls, base: nn.Module) -> bool:
@@ -394,6 +397,39 @@ def _is_conv1d(base: nn.Module) -> bool:
     return type(base).__name__ == "Conv1D" and hasattr(base, "nf")
 
 
+def run_adapted(
+    base: Callable[[Tensor], Tensor],
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    *,
+    scaling: float,
+    dropout: float,
+    code: Tensor | None = None,
+) -> Tensor:
+    """Return ``base(x) + s * dropout(x) A^T B^T``: in one pass where the base is plain, by its own forward elsewhere.
+
+    Args:
+        base: A layer, or another function of an input ``(..., n)`` with an output ``(..., m)``.
+        x: Input, shape ``(..., n)``.
+        A: Down factor, shape ``(r, n)``.
+        B: Up factor, shape ``(m, r)``.
+        scaling: The whole multiplier ``s``.
+        dropout: Fraction of the entries of ``x`` that is dropped, in [0, 1).
+        code: As for `asymlora.ops.adapted_linear`.
+
+    Returns:
+        Shape ``(..., m)``.
+    """
+    if torch.compiler.is_compiling():
+        return add_low_rank_plain(base(x), x, A, B, scaling=scaling, dropout=dropout)
+    weight = plain_weight(base, x)
+    if weight is None:
+        return add_low_rank(base(x), x, A, B, scaling=scaling, dropout=dropout, code=code)
+    bias = cast(nn.Module, base)._parameters["bias"]
+    return adapted_linear(x, weight, bias, A, B, scaling=scaling, dropout=dropout, code=code)
+
+
 def plain_weight(base: Any, x: Tensor) -> Tensor | None:
     """Return the weight of a plain dense layer as ``(out, in)``, or None if the layer has to be called itself.
 
@@ -402,11 +438,16 @@ def plain_weight(base: Any, x: Tensor) -> Tensor | None:
     """
     if type(base) is not nn.Linear and not _is_conv1d(base):
         return None
-    weight, bias = base.weight, base.bias
+    weight, bias = base._parameters.get("weight"), base._parameters.get("bias")
     hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
     if hooked or "forward" in base.__dict__ or torch_module._has_any_global_hook():
         return None
-    if type(weight) not in (nn.Parameter, Tensor) or weight.dtype is not x.dtype or weight.requires_grad:
+    if (
+        weight is None
+        or type(weight) not in (nn.Parameter, Tensor)
+        or weight.dtype is not x.dtype
+        or weight.requires_grad
+    ):
         return None
     if (bias is not None and bias.requires_grad) or autocasts(x.device.type):
         return None

@@ -65,8 +65,9 @@ def adapted_linear(
             out = _Product.apply(x2, None, W0, bias, A, B, plan)
             return out if x2 is x else out.view(*x.shape[:-1], out.shape[1])
         code = F.linear(x2, A)
-    # Torch's own autograd keeps exactly what the trained factors need, and costs less than a function of ours.
-    out = F.linear(x2, W0, bias).addmm_(code, _along_rows(B), alpha=scaling)
+    # Torch's own autograd keeps exactly what the trained factors need, and costs less than a function of ours. The
+    # scale on the code costs less than as the alpha of the product, which autograd applies to both gradients.
+    out = F.linear(x2, W0, bias).addmm_(code * scaling, _along_rows(B))
     return out if x2 is x else out.view(*x.shape[:-1], out.shape[1])
 
 
@@ -110,7 +111,7 @@ def add_low_rank(
     dtype = _product_dtype(x, A)
     if out.dtype is B.dtype and (code is not None or (not dropout and x.dtype is A.dtype is out.dtype is dtype)):
         code = code_of(x, A) if code is None else code
-        return torch.addmm(out.reshape(-1, out.shape[-1]), code, _along_rows(B), alpha=scaling).view(out.shape)
+        return torch.addmm(out.reshape(-1, out.shape[-1]), code * scaling, _along_rows(B)).view(out.shape)
     return _Product.apply(x, out, None, None, A, B, _Plan(scaling, dropout, dtype))
 
 

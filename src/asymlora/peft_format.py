@@ -1,7 +1,4 @@
-"""PEFT's adapter format in plain values: its configuration, its patterns of names, its tensor keys. No torch in here.
-
-Nothing that a file says is run: a pattern of PEFT is a regular expression, and is read here only if it is a plain name.
-"""
+"""PEFT's adapter format in plain values: its configuration and its tensor keys. No torch in here."""
 
 from __future__ import annotations
 
@@ -9,16 +6,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from asymlora.errors import SpecError
+from asymlora.peft_patterns import Rule, endings_of, pattern_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ALL_LINEAR = "all-linear"
 MAX_RANK = 2**15
-_MOST_COMPARISONS = 4_000_000
 
 PLAIN: dict[str, Any] = {
     **dict.fromkeys(
@@ -94,13 +90,15 @@ def spec_fields(config: Mapping[str, Any]) -> dict[str, Any]:
             f"task_type={_plain_word(config['task_type'])!r} with no modules_to_save (PEFT would train the head by"
             " itself; name it, for instance modules_to_save=['classifier'])"
         )
+    _refuse(problems)
     patterns: dict[str, dict[str, Any]] = {}
-    for name in ("rank_pattern", "alpha_pattern"):
-        patterns[name], regexes = _endings(config.get(name) or {})
+    whole = _whole(config)
+    for name, pattern in zip(("rank_pattern", "alpha_pattern"), _patterns(config, whole), strict=True):
+        patterns[name], regexes = endings_of(pattern)
         problems += [f"{name}[{key!r}] (a regular expression; write module names)" for key in regexes]
     _refuse(problems)
     return {
-        **_whole(config),
+        **whole,
         "targets": targets if isinstance(targets, str) else tuple(sorted(cast("list[str]", targets))),
         "modules_to_save": tuple(sorted(config.get("modules_to_save") or ())),
         **patterns,
@@ -133,12 +131,12 @@ def file_fields(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str
     _refuse(problems)
     whole = _whole(config)
     alphas: dict[str, float] = {}
-    rule = {name: _Rule(config.get(name) or {}, sites=len(ranks)) for name in ("rank_pattern", "alpha_pattern")}
+    ranked, scaled = (Rule(pattern, sites=len(ranks), proper=_is_old(config)) for pattern in _patterns(config, whole))
     for site, rank in ranks.items():
-        known, _ = rule["rank_pattern"].value(site, whole["rank"])
+        known, _ = ranked.value(site, whole["rank"])
         if known is not None and known != rank:
             problems.append(f"{site} has rank {rank} (the configuration says {known})")
-        alpha, keys = rule["alpha_pattern"].value(site, whole["alpha"])
+        alpha, keys = scaled.value(site, whole["alpha"])
         alphas[site] = whole["alpha"] if alpha is None else float(alpha)
         if alpha is None:
             problems += [
@@ -214,129 +212,22 @@ def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class LiteralKey:
-    """A key of a PEFT pattern that is a plain name.
+def _is_old(config: Mapping[str, Any]) -> bool:
+    # PEFT 0.14 changed its rule and wrote these keys first; a configuration written by hand has none of the three.
+    return "layers_pattern" in config and not {"exclude_modules", "lora_bias", "peft_version"} & set(config)
 
-    Attributes:
-        text: The name, an ending of module paths by whole parts.
-        wild: Positions at which any character may stand, where the key has a dot that is not escaped.
-        anchored: Whether it is the whole path.
+
+def _patterns(config: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return PEFT's patterns of ranks and alphas, each to be asked by itself.
+
+    Before 0.14 one key answered for both, the first of either that matched: where the other pattern lacks it, the
+    default holds there.
     """
-
-    text: str
-    wild: tuple[int, ...]
-    anchored: bool
-
-    def matches(self, path: str) -> bool:
-        r"""Whether ``re.match(r"(.*\.)?(KEY)$", path)`` finds the key, without running it.
-
-        Example:
-            >>> key = literal_key(r"block\.q")
-            >>> key.matches("a.block.q"), key.matches("a.myblock.q")
-            (True, False)
-        """
-        before, tail = path[: len(path) - len(self.text)], path[-len(self.text) :]
-        if len(tail) != len(self.text) or (before and (self.anchored or not before.endswith("."))):
-            return False
-        return tail == self.text or (
-            bool(self.wild)
-            and all(a == b or i in self.wild for i, (a, b) in enumerate(zip(tail, self.text, strict=True)))
-        )
-
-
-def literal_key(key: str) -> LiteralKey | None:
-    """Return a key of a PEFT pattern as a plain name, or None if it is more of a regular expression than that."""
-    body = key.removeprefix("^")
-    if body.endswith("$") and not body.endswith("\\$"):
-        body = body[:-1]
-    pieces = re.findall(r"\\.|.", body, flags=re.DOTALL)
-    text = "".join(piece[-1] for piece in pieces)
-    regex = [p for p in pieces if p in tuple("[]{}()*+?|^$\\") or (len(p) == 2 and (p[1].isalnum() or p[1] == "_"))]
-    if regex or not text:
-        return None
-    return LiteralKey(text, tuple(i for i, piece in enumerate(pieces) if piece == "."), key.startswith("^"))
-
-
-class _Rule:
-    """PEFT's rule for one pattern: the first key in file order that matches the site, else the default."""
-
-    def __init__(self, pattern: Mapping[str, Any], *, sites: int) -> None:
-        self.values = list(pattern.values())
-        self.keys = list(pattern)
-        self.exact: dict[tuple[str, bool], int] = {}
-        self.wild: list[tuple[int, LiteralKey]] = []
-        self.regexes: list[int] = []
-        for index, key in enumerate(self.keys):
-            literal = literal_key(key)
-            if literal is None:
-                self.regexes.append(index)
-            else:
-                self.exact.setdefault((literal.text, literal.anchored), index)
-                if literal.wild:
-                    self.wild.append((index, literal))
-        if len(self.wild) * sites > _MOST_COMPARISONS:
-            raise SpecError(f"A pattern of {len(self.wild)} keys with unescaped dots for {sites} sites is not read.")
-
-    def value(self, site: str, default: Any) -> tuple[Any, list[str]]:
-        """Return the value for a site; None where a regular expression would have to be run, and those keys."""
-        parts = site.split(".")
-        endings = [(".".join(parts[i:]), False) for i in range(len(parts))]
-        found = [self.exact[ending] for ending in [*endings, (site, True)] if ending in self.exact]
-        found += [index for index, literal in self.wild if literal.matches(site)]
-        first = min(found, default=len(self.keys))
-        value = self.values[first] if found else default
-        needed = [i for i in self.regexes if i < first and self.values[i] != value]
-        return (None if needed else value), [self.keys[i] for i in needed]
-
-
-def _endings(pattern: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    # Of PEFT's rule (the first key that matches) to ours (the longest): keys behind a shorter ending are never reached.
-    kept: dict[str, Any] = {}
-    regexes: list[str] = []
-    for key, value in cast("Mapping[Any, Any]", pattern).items() if isinstance(pattern, Mapping) else ():
-        literal = literal_key(str(key))
-        if literal is None:
-            regexes.append(key)
-        elif not any(literal.text == end or literal.text.endswith(f".{end}") for end in kept):
-            kept[literal.text] = value
-    return kept, regexes
-
-
-def pattern_of(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Return the shortest pattern of endings (ours: the longest ending wins) that gives each site its value.
-
-    Example:
-        >>> pattern_of({"a.q": 2, "b.q": 2, "a.v": 4, "b.v": 8}, 8)
-        {'q': 2, 'a.v': 4}
-    """
-    groups: dict[str, list[str]] = {}
-    for site in values:
-        groups.setdefault(site.rpartition(".")[2], []).append(site)
-    pattern: dict[str, Any] = {}
-    for last, sites in groups.items():
-        if len({values[site] for site in sites}) == 1:
-            pattern |= {last: values[sites[0]]} if values[sites[0]] != default else {}
-            continue
-        explicit = {site for site in sites if values[site] != default}
-        # A path may itself be the ending of another.
-        explicit |= {
-            s for s in sites if any(".".join(s.split(".")[i:]) in explicit for i in range(1, s.count(".") + 1))
-        }
-        pattern |= {site: values[site] for site in sites if site in explicit}
-    return pattern
-
-
-def exact_pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    r"""Return a pattern of PEFT that gives each site its value: one escaped full path for each that differs.
-
-    Each key is anchored, so that it is exact where one path is the ending of another, in whatever order it is read.
-
-    Example:
-        >>> exact_pattern({"a.q": 2, "q": 4}, 4)
-        {'^a\\.q': 2}
-    """
-    return {f"^{re.escape(site)}": value for site, value in values.items() if value != default}
+    ranks, alphas = (dict(config.get(name) or {}) for name in ("rank_pattern", "alpha_pattern"))
+    if not _is_old(config):
+        return ranks, alphas
+    keys = dict.fromkeys([*ranks, *alphas])
+    return {k: ranks.get(k, whole["rank"]) for k in keys}, {k: alphas.get(k, whole["alpha"]) for k in keys}
 
 
 def most_common(values: Iterable[Any]) -> Any:

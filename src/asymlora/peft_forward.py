@@ -6,28 +6,14 @@ ordinary PEFT layer; reading such a pickle needs asymlora.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from asymlora.layers import LinearAdapter
-
-
-class Branch(NamedTuple):
-    """What `LinearAdapter.forward` reads of a layer."""
-
-    base_layer: nn.Module
-    lora_A: Tensor
-    lora_B: Tensor
-    scaling: float
-    dropout: float
-    training: bool
-    enabled: bool = True
-    fused: bool = True
-    shared: None = None
+from asymlora.layers import run_adapted
 
 
 class FastLinear(Linear):
@@ -41,10 +27,11 @@ class FastLinear(Linear):
         branch = None if args or kwargs else self._branch()
         if branch is None:
             return super().forward(x, *args, **kwargs)
-        return LinearAdapter.forward(cast(LinearAdapter, branch), x)
+        A, B, scaling, dropout = branch
+        return run_adapted(self.base_layer, x, A, B, scaling=scaling, dropout=dropout)
 
-    def _branch(self) -> Branch | None:
-        """Return the one active plain adapter, or None where PEFT's forward has to run."""
+    def _branch(self) -> tuple[Tensor, Tensor, float, float] | None:
+        """Return factors, scale and dropout of the one active plain adapter; None where PEFT's forward has to run."""
         if self.disable_adapters or self.merged:
             return None
         active = [name for name in self.active_adapters if name in self.lora_A]
@@ -57,7 +44,7 @@ class FastLinear(Linear):
         if p >= 1.0 or dropout._forward_hooks or dropout._forward_pre_hooks:
             return None
         weight_A, weight_B = cast(Tensor, A.weight), cast(Tensor, B.weight)
-        return Branch(self.base_layer, weight_A, weight_B, self.scaling[active[0]], p, dropout.training)
+        return weight_A, weight_B, self.scaling[active[0]], p if dropout.training else 0.0
 
 
 def _is_bare(factor: nn.Module) -> bool:

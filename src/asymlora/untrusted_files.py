@@ -119,13 +119,12 @@ def open_file(path: Path, *, most: int) -> BinaryIO:
         there = path.exists()
         reason = f"cannot be read ({error.strerror})." if there else "is not there. An adapter folder holds it."
         raise AdapterFileError(f"{path}: {reason}") from None
-    file = os.fdopen(handle, "rb")
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-        file.close()
+        os.close(handle)
         kind = f"has {status.st_size:,} bytes, more than the {most:,} that are read"
         raise AdapterFileError(f"{path} {kind if stat.S_ISREG(status.st_mode) else 'is no plain file'}.")
-    return file
+    return os.fdopen(handle, "rb")
 
 
 def _stays(real: Path, folder: Path) -> bool:
