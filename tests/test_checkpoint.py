@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -245,6 +246,30 @@ def test_saving_in_the_other_form_leaves_nothing_of_the_first(first: bool, tmp_p
     names = {CONFIG, WEIGHTS} if first else {"factors.safetensors"}
     assert {f.name for f in folder.iterdir()} == names | {OWN, "README.md"}
     assert torch.equal(BERT.logits(al.load_adapter(BERT.build(), folder)), BERT.logits(other))
+
+
+@pytest.mark.parametrize("stopped_at", range(5))
+@pytest.mark.parametrize("first", [False, True])
+def test_an_interrupted_change_of_form_leaves_the_old_adapter_the_new_one_or_none(
+    first: bool, stopped_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, folder = _moved(BERT), _moved(BERT, seed=5), tmp_path / "adapter"
+    al.save_adapter(old, folder, compress=first)
+    replace, left = Path.replace, iter([True] * stopped_at)
+
+    def stopping(path: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            raise OSError("the disk is gone")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopping)
+    with contextlib.suppress(OSError):
+        al.save_adapter(new, folder, compress=not first)
+    try:
+        found = BERT.logits(al.load_adapter(BERT.build(), folder))
+    except AdapterFileError:
+        return
+    assert any(torch.equal(found, BERT.logits(model)) for model in (old, new))
 
 
 def test_every_file_is_readable_by_whom_the_others_are(tmp_path: Path) -> None:

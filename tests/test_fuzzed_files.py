@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import struct
@@ -75,6 +76,9 @@ def _load_or_refuse(root: Path, form: str, name: str, content: bytes, wanted: Te
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(root / form, folder)
     (folder / name).write_bytes(content)
+    shutil.rmtree(folder.with_name("converted"), ignore_errors=True)
+    with contextlib.suppress(AdapterFileError):
+        al.convert_adapter(folder, folder.with_name("converted"))
     try:
         model = al.load_adapter(_Tiny(), folder)
     except AdapterFileError:

@@ -1,34 +1,27 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-import asymlora.layers
 from asymlora.layers import (
     AdapterLayer,
     ConvAdapter,
     EmbeddingAdapter,
     LinearAdapter,
-    SharedCode,
     kind_of,
     plain_weight,
 )
+from dense_formula import assert_rounding_only, dense_output
 from kept_bytes import kept_for_backward
 
 
@@ -115,22 +108,9 @@ def _of_linear(**fields: Any) -> LinearAdapter:
     return _adapter(nn.Linear(6, 4), **fields)
 
 
-def _dense(layer: AdapterLayer, x: Tensor) -> Tensor:
-    """The base called with ``W0 + s B A``: autograd's own way through the sum."""
-    base = layer.base_layer
-    matrix = layer.matrix_of(base, base.weight)  # pyright: ignore[reportArgumentType]
-    update = layer.scaling * layer.lora_B.flatten(1) @ layer.lora_A.flatten(1)
-    return functional_call(base, {"weight": layer.weight_from(base, matrix + update)}, x)
-
-
 def _gradients(loss: Tensor, layer: nn.Module, x: Tensor) -> list[Tensor]:
     moved = [p for p in layer.parameters() if p.requires_grad] + ([x] if x.requires_grad else [])
     return list(torch.autograd.grad(loss, moved))
-
-
-def _assert_close(ours: Any, dense: Any) -> None:
-    # Float64, sums of at most some hundred products of order one.
-    torch.testing.assert_close(ours, dense, rtol=1e-12, atol=1e-12)
 
 
 @EVERY_KIND
@@ -143,10 +123,10 @@ def test_every_kind_is_its_base_with_the_sum_as_weight(kind: Kind, trained: str,
     layer.fused = fused
     if x.is_floating_point():
         x.requires_grad_()
-    out, dense = layer(x), _dense(layer, x)
-    _assert_close(out, dense)
+    out, dense = layer(x), dense_output(layer, x)
+    assert_rounding_only(out, dense)
     weights = torch.randn_like(dense)
-    _assert_close(_gradients((out * weights).sum(), layer, x), _gradients((dense * weights).sum(), layer, x))
+    assert_rounding_only(_gradients((out * weights).sum(), layer, x), _gradients((dense * weights).sum(), layer, x))
 
 
 @EVERY_KIND
@@ -179,8 +159,8 @@ def test_every_kind_called_twice_in_one_pass_has_the_gradients_of_both(kind: Kin
     layer = _adapter(kind.build())
     one, two = kind.inputs(), kind.inputs().flip(0)
     loss = layer(one).square().sum() + layer(two).sin().sum()
-    dense = _dense(layer, one).square().sum() + _dense(layer, two).sin().sum()
-    _assert_close(_gradients(loss, layer, one), _gradients(dense, layer, one))
+    dense = dense_output(layer, one).square().sum() + dense_output(layer, two).sin().sum()
+    assert_rounding_only(_gradients(loss, layer, one), _gradients(dense, layer, one))
 
 
 @EVERY_KIND
@@ -193,7 +173,7 @@ def test_every_kind_gives_the_dtype_of_its_base_with_float32_factors(kind: Kind,
     assert out.dtype == dtype
     out.float().sum().backward()
     assert layer.lora_A.grad.dtype == layer.lora_B.grad.dtype == torch.float32
-    exact = _dense(copy.deepcopy(layer).double(), x.double() if x.is_floating_point() else x)
+    exact = dense_output(copy.deepcopy(layer).double(), x.double() if x.is_floating_point() else x)
     # Sums of a hundred terms and three roundings in the base's type; entries are below 30.
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=3 * 30 * torch.finfo(dtype).eps)
 
@@ -238,11 +218,11 @@ def test_dropout_acts_in_training_only_and_on_the_branch_only(kind: Kind, dropou
 
 def test_padding_gives_its_code_no_gradient_and_reads_the_merged_row() -> None:
     layer, ids = _adapter(nn.Embedding(9, 5, padding_idx=8)), _ids()
-    _assert_close(layer(ids), _dense(layer, ids))
+    assert_rounding_only(layer(ids), dense_output(layer, ids))
     ours, dense = (
-        torch.autograd.grad(f(ids).sin().sum(), layer.lora_A)[0] for f in (layer, lambda i: _dense(layer, i))
+        torch.autograd.grad(f(ids).sin().sum(), layer.lora_A)[0] for f in (layer, lambda i: dense_output(layer, i))
     )
-    _assert_close(ours, dense)
+    assert_rounding_only(ours, dense)
     assert ours[:, 8].abs().max() == 0
     assert ours[:, 1].abs().max() > 0
 
@@ -250,13 +230,13 @@ def test_padding_gives_its_code_no_gradient_and_reads_the_merged_row() -> None:
 def test_gradients_scaled_by_frequency_are_those_of_the_dense_table() -> None:
     layer, ids = _adapter(nn.Embedding(9, 5, scale_grad_by_freq=True)), _ids()
     ours, dense = (
-        torch.autograd.grad(f(ids).sin().sum(), layer.lora_A)[0] for f in (layer, lambda i: _dense(layer, i))
+        torch.autograd.grad(f(ids).sin().sum(), layer.lora_A)[0] for f in (layer, lambda i: dense_output(layer, i))
     )
-    _assert_close(ours, dense)
+    assert_rounding_only(ours, dense)
     plain = _adapter(nn.Embedding(9, 5))
     plain.load_state_dict(layer.state_dict())
     unscaled = torch.autograd.grad(plain(ids).sin().sum(), plain.lora_A)[0]
-    _assert_close(ours[:, 1] * 2, unscaled[:, 1])  # entry 1 is read twice
+    assert_rounding_only(ours[:, 1] * 2, unscaled[:, 1])  # entry 1 is read twice
 
 
 def test_a_base_with_sparse_gradients_trains_with_dense_factors() -> None:
@@ -264,7 +244,7 @@ def test_a_base_with_sparse_gradients_trains_with_dense_factors() -> None:
     loss = layer(ids).sin().sum()
     plain = _adapter(nn.Embedding(9, 5))
     plain.load_state_dict(layer.state_dict())
-    _assert_close(_gradients(loss, layer, ids), _gradients(plain(ids).sin().sum(), plain, ids))
+    assert_rounding_only(_gradients(loss, layer, ids), _gradients(plain(ids).sin().sum(), plain, ids))
 
 
 def test_an_embedding_that_scales_what_it_looked_up_scales_the_update_too() -> None:
@@ -275,7 +255,7 @@ def test_an_embedding_that_scales_what_it_looked_up_scales_the_update_too() -> N
             return super().forward(input) * self.embed_scale
 
     layer = _adapter(Scaled(9, 5))
-    _assert_close(layer(_ids()), _dense(layer, _ids()))
+    assert_rounding_only(layer(_ids()), dense_output(layer, _ids()))
 
 
 @pytest.mark.parametrize("trained", ["A", "B"])
@@ -300,9 +280,11 @@ def test_in_groups_the_update_reads_every_channel_through_its_own_codes(trained:
     whole = torch.cat([torch.cat([B[:3], blocks[:3, 2:]], 1), torch.cat([blocks[3:, :2], B[3:]], 1)])
     update = (whole @ layer.lora_A.flatten(1)).view(6, 4, 3, 3)
     dense = base(x) + 0.5 * nn.functional.conv2d(x, update, padding=1)
-    _assert_close(layer(x), dense)
+    assert_rounding_only(layer(x), dense)
     weights = torch.randn_like(dense)
-    _assert_close(_gradients((layer(x) * weights).sum(), layer, x), _gradients((dense * weights).sum(), layer, x))
+    assert_rounding_only(
+        _gradients((layer(x) * weights).sum(), layer, x), _gradients((dense * weights).sum(), layer, x)
+    )
     assert "groups" in str(layer.why_not_merge())
 
 
@@ -355,8 +337,8 @@ def test_a_base_of_another_library_is_called_and_its_answer_left_alone(trained: 
     assert len(base.answered) == 1
     wanted = x @ base.table + 0.5 * x @ (layer.lora_B @ layer.lora_A).T
     assert torch.equal(base.answered[0], x @ base.table)
-    _assert_close(out, wanted)
-    _assert_close(_gradients(out.sin().sum(), layer, x), _gradients(wanted.sin().sum(), layer, x))
+    assert_rounding_only(out, wanted)
+    assert_rounding_only(_gradients(out.sin().sum(), layer, x), _gradients(wanted.sin().sum(), layer, x))
     assert "holds a NoneType" in str(layer.why_not_merge())
 
 
@@ -367,7 +349,7 @@ def test_a_base_takes_the_further_arguments_of_its_call() -> None:
 
     layer, x = _adapter(Gated(6, 4)), _dense_input()
     branch = layer(x) - layer.base_layer(x)
-    _assert_close(layer(x, 3.0, shift=2.0), layer.base_layer(x, 3.0, shift=2.0) + branch)
+    assert_rounding_only(layer(x, 3.0, shift=2.0), layer.base_layer(x, 3.0, shift=2.0) + branch)
 
 
 def _hook(base: nn.Module) -> None:
@@ -413,7 +395,7 @@ def test_a_base_that_is_more_than_its_weight_is_called(change: str, dropout: flo
     layer.base_layer = nn.Linear(6, 4).double()
     torch.manual_seed(0)
     branch = layer(x) - layer.base_layer(x)
-    _assert_close(out, base(x) + branch)
+    assert_rounding_only(out, base(x) + branch)
     assert not torch.allclose(base(x), nn.functional.linear(x, base.weight, base.bias)) or change in (
         "parametrized",
         "pruned",
@@ -459,8 +441,8 @@ def test_a_base_that_is_trained_too_has_its_own_gradient() -> None:
     dense.load_state_dict(layer.base_layer.state_dict())
     layer(x).sum().backward()
     dense(x).sum().backward()
-    _assert_close(layer.base_layer.weight.grad, dense.weight.grad)
-    _assert_close(layer.base_layer.bias.grad, dense.bias.grad)
+    assert_rounding_only(layer.base_layer.weight.grad, dense.weight.grad)
+    assert_rounding_only(layer.base_layer.bias.grad, dense.bias.grad)
 
 
 def test_the_input_is_not_kept_where_A_is_frozen() -> None:
@@ -541,201 +523,6 @@ def test_a_state_dict_with_a_missing_or_a_strange_key_is_refused() -> None:
             layer.load_state_dict(state)
 
 
-# Layers that share one A.
-
-
-class Attention(nn.Module):
-    """Three projections of one input, put together so that each has gradients of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.q, self.k, self.v = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.q(x) @ self.k(x).transpose(-1, -2), -1) @ self.v(x)
-
-
-def _attention(*, shared: bool, dropout: float = 0.0) -> Attention:
-    model = Attention().double().requires_grad_(False)
-    torch.manual_seed(1)
-    A = torch.randn(2, 6, dtype=torch.float64)
-    group = SharedCode(("q", "k", "v"))
-    for name, base in list(model.named_children()):
-        B = torch.randn(base.out_features, 2, dtype=torch.float64)  # pyright: ignore[reportArgumentType]
-        layer = LinearAdapter(base, A=A if shared else A.clone(), B=B, scaling=0.5, dropout=dropout, trains_A=False)
-        if shared:
-            layer.share(group)
-        model.set_submodule(name, layer)
-    return model
-
-
-class CodeProducts(TorchDispatchMode):
-    """Counts the products that give a code of two columns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) and out.shape[-1] == 2:
-            self.count += 1
-        return out
-
-
-@contextmanager
-def _counted() -> Iterator[CodeProducts]:
-    with CodeProducts() as mode:
-        yield mode
-
-
-def _step(model: nn.Module, x: Tensor, *, reentrant: bool | None = None) -> list[Tensor]:
-    out = model(x) if reentrant is None else checkpoint(model, x, use_reentrant=reentrant)
-    model.zero_grad()
-    x.grad = None
-    out.square().sum().backward()
-    return [out.detach(), x.grad, *(p.grad for p in model.parameters() if p.requires_grad)]  # pyright: ignore[reportReturnType]
-
-
-def _free() -> Tensor:
-    return torch.randn(2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
-
-
-@pytest.mark.parametrize("reentrant", [None, True, False], ids=["plain", "reentrant", "not reentrant"])
-def test_a_shared_A_gives_what_three_equal_ones_give(reentrant: bool | None) -> None:
-    x = _free()
-    wanted = _step(_attention(shared=False), x)
-    model = _attention(shared=True)
-    for _ in range(2):
-        _assert_close(_step(model, x, reentrant=reentrant), wanted)
-    assert model.q.shared._last is None  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_the_shared_product_is_computed_once(dropout: float) -> None:
-    x = _free()
-    for shared, products in ((True, 1), (False, 3)):
-        model = _attention(shared=shared)
-        for call in (model.train(), model.eval()):
-            with torch.no_grad(), _counted() as counted:
-                call(x)
-                assert counted.count == products
-            with _counted() as counted:
-                call(x)
-                assert counted.count == products
-
-
-def test_layers_that_share_draw_one_mask_and_draw_it_again_when_recomputed() -> None:
-    model, x = _attention(shared=True, dropout=0.4), _free()
-    results = []
-    for reentrant in (None, True, False):
-        torch.manual_seed(5)
-        results.append(_step(model, x, reentrant=reentrant))
-    _assert_close(results[1], results[0])
-    _assert_close(results[2], results[0])
-    # One mask: with q and k equal layers, their products are equal too.
-    layer = model.q
-    model.set_submodule(
-        "k",
-        layer.__class__(
-            layer.base_layer, A=layer.lora_A, B=layer.lora_B.detach(), scaling=0.5, dropout=0.4, trains_A=False
-        ),
-    )
-    model.k.share(layer.shared)
-    assert torch.equal(model.q(x), model.k(x))
-
-
-def test_an_input_that_was_changed_in_place_is_read_anew() -> None:
-    model, x = _attention(shared=True), _free().detach()
-    with torch.no_grad():
-        model.q(x)
-        x.mul_(2)
-        _assert_close(model.k(x), _dense(model.k, x))  # pyright: ignore[reportArgumentType]
-        other = x.clone()
-        _assert_close(model.v(other), _dense(model.v, other))  # pyright: ignore[reportArgumentType]
-        model.q(x)
-        model.q.lora_A.mul_(3)  # pyright: ignore[reportCallIssue]
-        _assert_close(model.k(x), _dense(model.k, x))  # pyright: ignore[reportArgumentType]
-
-
-def test_a_code_without_a_graph_is_not_given_to_a_pass_with_one() -> None:
-    model, x = _attention(shared=True), _free()
-    with torch.no_grad():
-        model.q(x)
-    assert model.k(x).grad_fn is not None
-    (gradient,) = torch.autograd.grad(model.v(x).sum(), x)
-    assert gradient.abs().max() > 0
-
-
-def test_inference_mode_has_no_versions_and_computes_each_code() -> None:
-    model, x = _attention(shared=True), _free().detach()
-    wanted = model(x).detach()
-    with torch.inference_mode():
-        _assert_close(model(x.clone()), wanted)
-        _assert_close(model(x), wanted)
-        inside = x.clone()
-        model.q(inside)
-        inside.mul_(2)
-        _assert_close(model.k(inside), _dense(model.k, inside))  # pyright: ignore[reportArgumentType]
-
-
-def test_no_code_outlives_its_readers_or_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: list[weakref.ref[Tensor]] = []
-    original = asymlora.layers.code_of
-
-    def watched(*args: Any, **kwargs: Any) -> Tensor:
-        code = original(*args, **kwargs)
-        codes.append(weakref.ref(code))
-        return code
-
-    monkeypatch.setattr(asymlora.layers, "code_of", watched)
-    model = _attention(shared=True)
-    _step(model, _free())
-    gc.collect()
-    assert [code() for code in codes] == [None]
-    x = _free() * 1  # a leaf would be held by the code's own graph
-    model.q(x)  # k and v never read it
-    assert codes[1]() is not None
-    del x
-    gc.collect()
-    assert codes[1]() is None
-
-
-def test_copies_share_among_themselves() -> None:
-    model, x = _attention(shared=True), _free()
-    model.q(x)  # a code waits for its readers
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert other.q.lora_A is other.k.lora_A is other.v.lora_A
-        assert other.q.shared is other.k.shared is other.v.shared is not model.q.shared
-        assert other.q.lora_A is not model.q.lora_A
-        with _counted() as counted:
-            out = other(x)
-        assert counted.count == 1
-        _assert_close(out, model(x))
-
-
-def test_a_shared_A_reads_another_dtype_and_a_special_base_alike() -> None:
-    model = _attention(shared=True).float()
-    model.q.base_layer.register_forward_hook(lambda module, args, out: out * 2)
-    x = _free().detach().float()
-    wanted = model.q.base_layer(x) + 0.5 * x @ (model.q.lora_B @ model.q.lora_A).T  # pyright: ignore[reportCallIssue]
-    torch.testing.assert_close(model.q(x), wanted)
-    model.bfloat16()
-    for layer in (model.q, model.k, model.v):
-        layer.lora_B.data = layer.lora_B.data.float()
-    assert model(x.bfloat16()).dtype == torch.bfloat16
-
-
-def test_switched_off_layers_leave_no_code_to_a_wrong_reader() -> None:
-    model, x = _attention(shared=True), _free()
-    model.q.enabled = False  # pyright: ignore[reportAttributeAccessIssue]
-    wanted = _attention(shared=False)
-    wanted.q.enabled = False  # pyright: ignore[reportAttributeAccessIssue]
-    for _ in range(3):
-        _assert_close(model(x), wanted(x))
-
-
 # A base that was corrected for a start that is not zero.
 
 
@@ -768,7 +555,7 @@ def test_the_update_of_a_corrected_base_is_what_the_factors_moved() -> None:
         layer.lora_A.add_(0.1), layer.lora_B.mul_(2)
     A, B = layer.update()
     moved = layer.lora_B.double() @ layer.lora_A.double() - B_0 @ A_0
-    _assert_close(B.double() @ A.double(), moved)
+    assert_rounding_only(B.double() @ A.double(), moved)
     assert torch.equal(layer.original_weight(), bits)
 
 

@@ -56,7 +56,8 @@ def test_from_peft_keeps_everything(case: PeftCase, preset: str) -> None:
     own = al.from_peft_model(model)
     assert type(own) is type(case.build())
     assert (quiet(case, own) - quiet(case, case.build())).abs().max() > 1e-2
-    assert torch.allclose(quiet(case, own), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+    # Two layers of products in another order: a few dozen roundings of 6e-8 each.
+    assert torch.allclose(quiet(case, own), expected, rtol=0, atol=4e-6 * float(expected.abs().max()))
     for one, other in zip(al.sites(own), theirs, strict=True):
         assert (one.name, one.kind, one.scaling) == (other.name, other.kind, other.scaling)
         assert torch.equal(one.A, other.A)
@@ -78,7 +79,7 @@ def test_to_peft_keeps_everything(case: PeftCase, preset: str, tmp_path: Path) -
     ours = [(s.name, s.A.detach().clone(), s.B.detach().clone(), s.weight, s.scaling) for s in al.sites(own)]
     model = al.to_peft_model(own)
     assert isinstance(model, PeftModel)
-    assert torch.allclose(quiet(case, model), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+    assert torch.allclose(quiet(case, model), expected, rtol=0, atol=4e-6 * float(expected.abs().max()))
     for site, (name, A, B, weight, scale) in zip(al.sites(model), ours, strict=True):
         assert (site.name, site.scaling) == (name, scale)
         assert torch.equal(site.A, A)

@@ -61,6 +61,7 @@ def _entry(begin: int, end: int, shape: tuple[int, ...] = (2,), dtype: str = "F3
         ({"a": _entry(0, 8, dtype="F99")}, 8, "has the unknown type 'F99'"),
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "is not described by dtype, shape and data_offsets"),
         ({"a": 3}, 8, "is not described by"),
+        ({"a." * 600: _entry(0, 8)}, 8, "has a name of more than 1000 letters"),
         ({"__metadata__": {"format": 3}, "a": _entry(0, 8)}, 8, "metadata are not texts"),
         (b'{"a": 1, "a": 2}', 8, "names the key 'a' twice"),
         (b'{"a": NaN}', 8, "holds the number NaN"),
@@ -95,8 +96,8 @@ def test_a_file_that_is_absurdly_large_is_refused_by_its_size(saved: Path) -> No
     os.truncate(saved / WEIGHTS, 2**37)  # sparse: takes no room
     with pytest.raises(AdapterFileError, match=r"has 137,438,953,472 bytes, more than"):
         read_adapter(saved)
-    os.truncate(saved / CONFIG, 2**25)
-    with pytest.raises(AdapterFileError, match=r"adapter_config\.json has 33,554,432 bytes, more than"):
+    os.truncate(saved / CONFIG, 2**27)
+    with pytest.raises(AdapterFileError, match=r"adapter_config\.json has 134,217,728 bytes, more than"):
         read_adapter(saved)
 
 

@@ -178,9 +178,9 @@ def write_adapter(file: AdapterFile, folder: Path, *, form: Form, card: bytes) -
         stored = _apart({key: value for key, value in tensors.items() if key not in dropped})
         save_file(stored, staging / names[0], metadata={"format": "pt"})
         shutil.copymode(staging / CARD_FILE, staging / names[0])  # safetensors writes for the owner alone
-        _write_json(staging / OWN_FILE, own.to_dict(), indent=2 if form == "peft" else None)
+        (staging / OWN_FILE).write_bytes(json_bytes(own.to_dict(), indent=2 if form == "peft" else None))
         if form == "peft":
-            _write_json(staging / CONFIG_FILE, file.config, indent=2)
+            (staging / CONFIG_FILE).write_bytes(json_bytes(file.config, indent=2))
         else:
             (folder / CONFIG_FILE).unlink(missing_ok=True)
     for name in stale:
@@ -199,7 +199,8 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _write_json(path: Path, content: Mapping[str, Any], *, indent: int | None) -> None:
+def json_bytes(content: Mapping[str, Any], *, indent: int | None) -> bytes:
+    """Return the content of a JSON file, the same bytes for the same values; without ``indent`` in one line."""
     separators = None if indent else (",", ":")
     text = json.dumps(content, indent=indent, separators=separators, sort_keys=True, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    return (text + "\n").encode()

@@ -194,6 +194,12 @@ class _Source:
         refuse(self.folder / OWN_FILE, [f"its draw of {key} is no factor here, or of another shape" for key in bad])
         return file
 
+    def _refuse_long(self, *patterns: Mapping[str, Any], sites: int) -> None:
+        # Each site is compared with each key.
+        keys = sum(map(len, patterns))
+        absurd = f"its patterns have {keys:,} keys for {sites:,} sites, which is more than is read"
+        refuse(self.folder, [absurd] if keys * sites > _MOST_LOOKUPS else [])
+
     def _spec(self, ranks: Mapping[str, int], heads: list[str]) -> AdapterSpec:
         # `ranks` are those of the tensors: in PEFT's form twice the spec's where the base was corrected.
         targets = self.config.get("target_modules")
@@ -201,8 +207,7 @@ class _Source:
             targets = sorted({site.rpartition(".")[2] for site in ranks})
         stated = self.own.spec if self.own is not None else None
         if stated is not None:
-            keys = len(stated.rank_pattern) + len(stated.alpha_pattern) + len(stated.factor_pattern)
-            refuse(self.folder, ["its patterns are absurdly long"] if keys * len(ranks) > _MOST_LOOKUPS else [])
+            self._refuse_long(stated.rank_pattern, stated.alpha_pattern, stated.factor_pattern, sites=len(ranks))
             if self.own is not None and self.own.form == "seed":
                 ranks = {site: rank * (2 if is_corrected(stated, site) else 1) for site, rank in ranks.items()}
         try:
@@ -212,6 +217,7 @@ class _Source:
             raise AdapterFileError(f"{self.folder / CONFIG_FILE}: {error}") from None
         if stated is None:
             return plain
+        self._refuse_long(plain.rank_pattern, plain.alpha_pattern, sites=len(ranks))
         for site, rank in ranks.items():
             ours, wanted = stated.at(site), plain.at(site).scaling_factor
             own_rank = ours.rank * (2 if is_corrected(stated, site) else 1)

@@ -32,6 +32,7 @@ __all__ = [
     "AdapterSaver",
     "PartSaveRefusal",
     "adapter_tensors",
+    "describe_adapter",
     "fill",
     "read_adapter",
     "save_adapter",
@@ -48,8 +49,20 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         Detached tensors on CPU, in the dtype they have in the model.
     """
+    return describe_adapter(model).peft_tensors()
+
+
+def describe_adapter(model: nn.Module) -> AdapterFile:
+    """Return the adapter of a model as a file would hold it.
+
+    Args:
+        model: An attached model, on the meta device too.
+
+    Returns:
+        Its content, detached; on CPU, or on the meta device if the model has no values.
+    """
     root, record = attached(model)
-    return _file_of(root, record, base_model=None, task_type=None).peft_tensors()
+    return _file_of(root, record, base_model=None, task_type=None)
 
 
 def save_adapter(
@@ -131,7 +144,8 @@ def _file_of(root: nn.Module, record: Attachment, *, base_model: str | None, tas
 
 
 def _on_cpu(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous()
+    # Of a model without values the shapes are enough.
+    return value.detach() if value.is_meta else value.detach().cpu().contiguous()
 
 
 def _spec_now(root: nn.Module, spec: AdapterSpec) -> AdapterSpec:

@@ -13,7 +13,7 @@ from asymlora.errors import AdapterFileError, AttachError
 from asymlora.layers import kind_of
 from asymlora.site_view import attached, saved_modules, sites
 from asymlora.spec import AdapterSpec
-from asymlora.targets import ends_with, shared_groups
+from asymlora.targets import shared_groups
 
 _FACTORS = ("lora_A", "lora_B")
 
@@ -34,17 +34,32 @@ def match_spec(model: nn.Module, file: AdapterFile, allowed: Sequence[str] | Non
     """
     # PEFT's own rule for these is a bare endswith ("r" is also "pooler"), so a file could reach any module: by whole
     # parts of the path, unless the caller names what the file may overwrite.
-    matches = ends_with if allowed is None else str.endswith
-    endings = file.modules_to_save if allowed is None else tuple(allowed)
-    paths = [n for n, _ in model.named_modules() if any(matches(n, ending) for ending in endings)]
-    heads = sorted({path for path in paths for key in file.modules if key.startswith(path + ".")})
-    if stray := [key for key in file.modules if not any(key.startswith(head + ".") for head in heads)]:
+    endings = set(file.modules_to_save if allowed is None else allowed)
+    paths = {
+        name
+        for name, _ in model.named_modules()
+        if (name.endswith(tuple(endings)) if allowed is not None else not endings.isdisjoint(_endings(name)))
+    }
+    owners = {key: next((p for p in _beginnings(key) if p in paths), None) for key in file.modules}
+    heads = sorted({owner for owner in owners.values() if owner is not None})
+    if stray := [key for key, owner in owners.items() if owner is None]:
+        listed = ", ".join(sorted(endings)[:8]) or "none"
         raise AdapterFileError(
             f"{file.folder}: {', '.join(stray[:5])} would overwrite the base model. Only factors, and the modules that"
-            f" modules_to_save lists ({', '.join(endings) or 'none'}), may be in an adapter file. If you trust it, name"
-            " them: load_adapter(..., modules_to_save=[...])."
+            f" modules_to_save lists ({listed}), may be in an adapter file. If you trust it, name them:"
+            " load_adapter(..., modules_to_save=[...])."
         )
     return replace(file.spec, modules_to_save=tuple(heads))
+
+
+def _endings(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[i:]) for i in range(len(parts))]
+
+
+def _beginnings(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def refuse_unfit(model: nn.Module, file: AdapterFile, spec: AdapterSpec) -> None:

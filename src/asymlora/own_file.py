@@ -21,7 +21,7 @@ from asymlora.errors import AdapterFileError, SpecError
 from asymlora.init import draw
 from asymlora.schema import from_mapping, to_mapping
 from asymlora.spec import ADDRESSED_INITS, AdapterSpec, FactorSpec, InitName
-from asymlora.untrusted_files import refuse
+from asymlora.untrusted_files import MAX_KEY, refuse
 
 OWN_FILE, FACTORS_FILE = "asymlora.json", "factors.safetensors"
 FORMAT = 2
@@ -150,7 +150,7 @@ def parse_own(path: Path, content: Mapping[str, Any]) -> OwnFile:
     try:
         own = from_mapping(OwnFile, values)
     except SpecError as error:
-        raise AdapterFileError(f"{path}: {error}") from None
+        raise AdapterFileError(f"{path}: {str(error)[:2000]}") from None
     problems = _draw_problems(own)
     if config is not None and not isinstance(config, dict):
         problems.append("peft_config is no object")
@@ -164,6 +164,8 @@ def _draw_problems(own: OwnFile) -> list[str]:
     problems: list[str] = []
     for key, drawn in own.draws.items():
         rank = drawn.shape[0] if drawn.factor == "A" and drawn.shape else (*drawn.shape, 0, 0)[1]
+        if len(key) > MAX_KEY:
+            problems.append(f"{key[:80]}... has a name of more than {MAX_KEY} letters")
         if (
             len(drawn.shape) < 2
             or min(drawn.shape) < 1

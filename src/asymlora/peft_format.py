@@ -152,11 +152,17 @@ def file_fields(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str
 
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        shown = "; ".join(problem[:500] for problem in problems[:8]) + (
+            f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        )
         raise SpecError(
             f"This PEFT config is not plain LoRA as asymlora can run it: {shown}. Change these keys, or train the"
             " variant with PEFT."
         )
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
 
 
 def _plain_word(value: Any) -> Any:
@@ -164,7 +170,7 @@ def _plain_word(value: Any) -> Any:
 
 
 def _variants(config: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    problems = [f"{key}={config[key]!r}" for key in keys if key in config and config[key] not in _EMPTY]
+    problems = [f"{key}={_shown(config[key])}" for key in keys if key in config and config[key] not in _EMPTY]
     # A variant that a later PEFT brings is switched on by such a key.
     unknown = [key for key in config if key.startswith("use_") and key not in PLAIN and config[key]]
     problems += [f"{key}={config[key]!r} (unknown here)" for key in unknown]
@@ -192,13 +198,13 @@ def _bad_numbers(config: Mapping[str, Any]) -> list[str]:
     for name, whole in (("rank_pattern", True), ("alpha_pattern", False)):
         pattern = config.get(name) or {}
         if not isinstance(pattern, Mapping):
-            problems.append(f"{name}={pattern!r} (an object of names and numbers is needed)")
+            problems.append(f"{name}={_shown(pattern)} (an object of names and numbers is needed)")
             continue
         for key, value in cast("Mapping[Any, Any]", pattern).items():
             most = MAX_RANK if whole else 1e9
             if not (isinstance(key, str) and key and _is_number(value, whole=whole) and 0 < value <= most):
                 problems.append(
-                    f"{name}[{key!r}]={value!r} (a number is needed, {'whole and ' if whole else ''}above 0)"
+                    f"{name}[{key!r}]={_shown(value)} (a number is needed, {'whole and ' if whole else ''}above 0)"
                 )
     return problems
 

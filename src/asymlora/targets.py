@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from asymlora.errors import AttachError, NoTargetError, RankError
@@ -222,7 +222,7 @@ def _refuse_shared(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
 
 
 def _refuse_lazy(model: nn.Module, spec: AdapterSpec) -> None:
-    lazy = [n for n, m in model.named_modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
+    lazy = [n for n, m in model.named_modules() if any(is_lazy(p) for p in m.parameters(recurse=False))]
     if spec.targets != ALL_LINEAR:
         lazy = [name for name in lazy if any(ends_with(name, target) for target in spec.targets)]
     if lazy:

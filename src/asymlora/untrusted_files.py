@@ -22,13 +22,14 @@ from torch import Tensor
 
 from asymlora.errors import AdapterFileError
 
-MAX_JSON_BYTES = 2**24
+MAX_JSON_BYTES = 2**26
 MAX_JSON_DEPTH = 16
 MAX_HEADER_BYTES = 2**25
 MAX_FILE_BYTES = 2**36
 MAX_TENSORS = 2**17
 MAX_DIMENSIONS = 6
 MAX_NUMBER = 2**63
+MAX_KEY = 1000
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The types that a factor may have, by the format's words."""
 _BITS = {
@@ -47,7 +48,7 @@ _BITS = {
     **{"I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64},
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_SHOWN = 8
+_SHOWN, _LONGEST = 8, 500
 
 
 def refuse(path: Path, problems: Sequence[str], remedy: str = "Save the adapter again.") -> None:
@@ -63,7 +64,8 @@ def refuse(path: Path, problems: Sequence[str], remedy: str = "Save the adapter 
     """
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise AdapterFileError(f"{path} cannot be used: {'; '.join(problems[:_SHOWN])}{more}. {remedy}")
+        shown = "; ".join(problem[:_LONGEST] for problem in problems[:_SHOWN])
+        raise AdapterFileError(f"{path} cannot be used: {shown}{more}. {remedy}")
 
 
 def inner_folder(folder: Path, name: str, *, taken: Iterable[str] = ()) -> Path:
@@ -115,9 +117,9 @@ def open_file(path: Path, *, most: int) -> BinaryIO:
             raise AdapterFileError(f"{path} is a symbolic link that leaves its folder. Copy the file itself there.")
         # Neither a link put there since nor a pipe may hold this up.
         handle = os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        there = path.exists()
-        reason = f"cannot be read ({error.strerror})." if there else "is not there. An adapter folder holds it."
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        there = path.exists() or path.is_symlink()
+        reason = f"cannot be read ({error})." if there else "is not there. An adapter folder holds it."
         raise AdapterFileError(f"{path}: {reason}") from None
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_size > most:
@@ -186,8 +188,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"it names the key {double[:80]!r} twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"it names the key {key[:80]!r} twice")
+            seen.add(key)
     return content
 
 
@@ -324,7 +328,7 @@ def parse_header(header: Mapping[str, Any], *, values: int) -> tuple[dict[str, T
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in cast("dict[str, Any]", metadata).values()):
         problems.append("its metadata are not texts")
     for key, stated in named.items():
-        found = _entry(stated)
+        found = _entry(stated) if len(key) <= MAX_KEY else f"... has a name of more than {MAX_KEY} letters"
         if isinstance(found, TensorEntry):
             entries[key] = found
         else:

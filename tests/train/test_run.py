@@ -201,8 +201,8 @@ class TestBadInputIsFoundBeforeAnythingIsWritten:
     @pytest.mark.parametrize(
         ("parts", "error", "words"),
         [
-            ({"adapter": {"targets": ["qurey"]}}, NoTargetError, "end in: dense, key, query, value"),
-            ({"adapter": {"rank": 17}}, RankError, "largest rank for these targets is 16"),
+            ({"adapter": {"targets": ["qurey"]}}, NoTargetError, "end in: dense, key, .*query, .*value"),
+            ({"adapter": {"rank": 17}}, RankError, "the rank may be at most 16"),
             ({"adapter": {"A": {"init": "zeros", "trainable": True}}}, BothZeroError, "nothing could ever learn"),
             ({"adapter": {"B": {"trainable": False}}}, BothFrozenError, "both frozen"),
             ({"adapter": {"rnak": 3}}, UnknownKeyError, "Did you mean 'rank'"),
