@@ -259,7 +259,9 @@ def test_unknown_scaling_rule_lists_the_rules() -> None:
 
 
 def test_unknown_init_lists_the_inits() -> None:
-    with pytest.raises(UnknownNameError, match=r"'gausian'.*'zeros', 'kaiming_uniform', 'gaussian', 'peft_gaussian', 'orthonormal'"):
+    with pytest.raises(
+        UnknownNameError, match=r"'gausian'.*'zeros', 'kaiming_uniform', 'gaussian', 'peft_gaussian', 'orthonormal'"
+    ):
         FactorSpec(init="gausian")  # pyright: ignore[reportArgumentType]
 
 

@@ -154,45 +154,40 @@ class _Source:
         kinds: dict[str, str],
         modules: dict[str, Tensor],
     ) -> AdapterFile:
-        heads = self.config.get("modules_to_save") or []
-        if not isinstance(heads, list) or not all(isinstance(h, str) and h for h in cast("list[Any]", heads)):
-            raise AdapterFileError(
-                f"{self.folder / CONFIG_FILE}: modules_to_save is {heads!r}; a list of names is needed."
-            )
+        heads = self._heads()
         spec = self._spec({site: A.shape[0] for site, (A, _) in factors.items()}, heads)
         pairs = {site: (t["A"], t["B"]) for site, t in starts.items()}
-        corrected = [site for site in factors if is_corrected(spec, site)] if self.own is not None else []
+        corrected = {site for site in factors if is_corrected(spec, site)} if self.own is not None else set[str]()
         if self.own is not None and self.own.form == "peft":
             for site in corrected:
                 factors[site], pairs[site] = _halves(*factors[site])
-        refuse(
-            self.folder,
-            [f"{site} has no start, and its base was corrected" for site in corrected if site not in pairs]
-            + [f"{site} has a start, and its base was not corrected" for site in pairs if site not in corrected]
-            + [
-                f"{s}: its start has other shapes"
-                for s in pairs
-                if any(a.shape != b.shape for a, b in zip(pairs[s], factors[s], strict=True))
-            ],
-        )
+        refuse(self.folder, _start_problems(factors, pairs, corrected))
         file = AdapterFile(
             folder=self.folder,
             spec=spec,
             factors=factors,
             kinds=kinds,
             modules=modules,
-            modules_to_save=tuple(cast("list[str]", heads)),
+            modules_to_save=tuple(heads),
             starts=pairs,
             config=self.config,
             draws=self._draws(),
             own=self.own,
         )
         if self.own is not None and self.own.format == 1:
-            file = replace(file, draws=draws_of(spec, file.parts(), groups={}))
-        parts = file.parts() if self._draws() else {}
-        bad = [k for k, d in self._draws().items() if k not in parts or tuple(parts[k].shape) != d.shape]
+            return replace(file, draws=draws_of(spec, file.parts(), groups={}))
+        parts = file.parts()
+        bad = [key for key, d in file.draws.items() if key not in parts or tuple(parts[key].shape) != d.shape]
         refuse(self.folder / OWN_FILE, [f"its draw of {key} is no factor here, or of another shape" for key in bad])
         return file
+
+    def _heads(self) -> list[str]:
+        heads: Any = self.config.get("modules_to_save") or []
+        if not isinstance(heads, list) or not all(isinstance(head, str) and head for head in cast("list[Any]", heads)):
+            raise AdapterFileError(
+                f"{self.folder / CONFIG_FILE}: modules_to_save is {repr(heads)[:80]}; a list of names is needed."
+            )
+        return cast("list[str]", heads)
 
     def _refuse_long(self, *patterns: Mapping[str, Any], sites: int) -> None:
         # Each site is compared with each key.
@@ -228,6 +223,15 @@ class _Source:
                     " file is the right one."
                 )
         return stated
+
+
+def _start_problems(factors: Mapping[str, Pair], starts: Mapping[str, Pair], corrected: set[str]) -> list[str]:
+    problems = [f"{site} has no start, and its base was corrected" for site in corrected if site not in starts]
+    problems += [f"{site} has a start, and its base was not corrected" for site in starts if site not in corrected]
+    for site, pair in starts.items():
+        if any(start.shape != factor.shape for start, factor in zip(pair, factors[site], strict=True)):
+            problems.append(f"{site}: its start has other shapes than its factors")
+    return problems
 
 
 def _halves(A: Tensor, B: Tensor) -> tuple[Pair, Pair]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from asymlora.adapter_file import AdapterFile
 from asymlora.errors import AdapterFileError, AttachError
-from asymlora.layers import kind_of
+from asymlora.kinds import kind_of
 from asymlora.site_view import attached, saved_modules, sites
 from asymlora.spec import AdapterSpec
 from asymlora.targets import shared_groups

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from asymlora.checkpoint import AdapterSaver, PartSaveRefusal
 from asymlora.errors import NonZeroStartError, SpecError
 from asymlora.init import draw
-from asymlora.layers import AdapterLayer, LinearAdapter, SharedCode, kind_of
+from asymlora.kinds import kind_of
+from asymlora.layers import AdapterLayer, LinearAdapter
+from asymlora.shared_code import SharedCode
 from asymlora.site_view import Attachment, set_attachment
 from asymlora.spec import AdapterSpec, FactorSpec, SiteSpec
 from asymlora.targets import shared_groups

@@ -22,7 +22,8 @@ from asymlora.errors import (
     SpecError,
 )
 from asymlora.installing import drawn_factors
-from asymlora.layers import LinearAdapter, kind_of
+from asymlora.kinds import kind_of
+from asymlora.layers import LinearAdapter
 from asymlora.peft_sites import FACTORS, Factor, adapters_of, is_frozen, place_of, plain_layers, required_layers
 from asymlora.spec import AdapterSpec
 

@@ -15,7 +15,8 @@ from asymlora import site_view
 from asymlora.attaching import detach
 from asymlora.errors import AttachError, MissingPackageError
 from asymlora.installing import install
-from asymlora.layers import AdapterLayer, kind_of
+from asymlora.kinds import kind_of
+from asymlora.layers import AdapterLayer
 from asymlora.peft_bridge import freeze_factor
 from asymlora.peft_sites import (
     FACTORS,

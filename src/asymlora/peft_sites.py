@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from asymlora import site_view
 from asymlora.errors import AttachError, NotAttachedError, SpecError, UnknownNameError
-from asymlora.layers import kind_of
+from asymlora.kinds import kind_of
 from asymlora.site_view import Site, find_attached
 
 Factor = Literal["A", "B"]

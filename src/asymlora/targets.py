@@ -10,7 +10,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from asymlora.errors import AttachError, NoTargetError, RankError
-from asymlora.layers import LinearAdapter, kind_of
+from asymlora.kinds import kind_of
+from asymlora.layers import LinearAdapter
 from asymlora.spec import ALL_LINEAR, AdapterSpec
 
 # These read the weights of their linear layers and do not call them (the encoder layer in evaluation only): an adapter

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from asymlora.attaching import attach
-from asymlora.merging import merge
 from asymlora.errors import DataNotFoundError
+from asymlora.merging import merge
 from asymlora.site_view import sites
 from asymlora.spec import AdapterSpec
 from asymlora.tasks.classifiers import (

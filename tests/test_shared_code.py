@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-import asymlora.layers
-from asymlora.layers import LinearAdapter, SharedCode
+import asymlora.shared_code
+from asymlora.layers import LinearAdapter
+from asymlora.shared_code import SharedCode
 from dense_formula import assert_rounding_only, dense_output
 
 
@@ -159,14 +160,14 @@ def test_inference_mode_has_no_versions_and_computes_each_code() -> None:
 
 def test_no_code_outlives_its_readers_or_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
     codes: list[weakref.ref[Tensor]] = []
-    original = asymlora.layers.code_of
+    original = asymlora.shared_code.code_of
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
         code = original(*args, **kwargs)
         codes.append(weakref.ref(code))
         return code
 
-    monkeypatch.setattr(asymlora.layers, "code_of", watched)
+    monkeypatch.setattr(asymlora.shared_code, "code_of", watched)
     model = _attention(shared=True)
     _step(model, _free())
     gc.collect()
