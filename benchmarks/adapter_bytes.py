@@ -46,7 +46,12 @@ def _minilm() -> nn.Module:
 
 
 def _roberta_large() -> nn.Module:
-    shape = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    shape: dict[str, Any] = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    }
     return RobertaForSequenceClassification(RobertaConfig(**shape, vocab_size=50265))
 
 
@@ -122,7 +127,12 @@ def check_rule() -> dict[str, Any]:
 
 
 def _small_bert() -> nn.Module:
-    shape = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 384}
+    shape: dict[str, Any] = {
+        "hidden_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 384,
+    }
     return BertModel(BertConfig(**shape, vocab_size=99))
 
 
