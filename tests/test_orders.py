@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from asymlora.orders import CPU_COSTS, LOW_RANK, TOKENS_FIRST_FROM, Cost, Order, choose_order
+from asymlora.orders import CPU_COSTS, LOW_RANK, Cost, Order, choose_order
 
 SHAPES = tuple(itertools.product((8, 384, 4096), (8, 768, 3072), (1, 8, 64)))
 TRAINED = pytest.mark.parametrize("trains_A", [False, True])
@@ -44,11 +44,6 @@ def test_a_trained_A_never_makes_folding_backward_more_attractive() -> None:
     for (n, m, r), tokens in itertools.product(SHAPES, (128, 1024, 4096, 16384)):
         both = choose_order(tokens, n, m, r, True).folds_backward
         assert both <= choose_order(tokens, n, m, r, False).folds_backward
-
-
-def test_wide_codes_are_computed_tokens_first() -> None:
-    assert choose_order(128, 768, 768, TOKENS_FIRST_FROM, True).tokens_first
-    assert not choose_order(128, 768, 768, TOKENS_FIRST_FROM - 1, True).tokens_first
 
 
 def test_costs_are_positive_and_grow_with_size_and_rank() -> None:

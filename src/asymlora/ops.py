@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import Tensor
 
 from asymlora.dropout import drop, drop_again, dropped
-from asymlora.orders import LOW_RANK, TOKENS_FIRST_FROM, Order, choose_order
+from asymlora.orders import LOW_RANK, NARROW_BELOW, Order, choose_order
 
 _TILE = 512  # tokens cast at a time where input and factors differ in dtype: a tile of them stays in the cache
 
@@ -124,13 +124,13 @@ def laid_out(B: Tensor) -> Tensor:
     Returns:
         The same values and shape; not contiguous where ``r`` is small.
     """
-    return B.t().contiguous().t() if B.dim() == 2 and B.shape[1] < TOKENS_FIRST_FROM else B
+    return B.t().contiguous().t() if B.dim() == 2 and B.shape[1] < NARROW_BELOW else B
 
 
 def _along_rows(B: Tensor) -> Tensor:
     # Of a B that can be read along its rows autograd forms the gradient as (r, T) times (T, m), for a seventh of what
     # (m, T) times (T, r) costs. One that is not `laid_out` (PEFT's, FSDP's) is copied, and the copy kept for backward.
-    return B.t() if B.stride(0) == 1 or B.shape[1] >= TOKENS_FIRST_FROM else B.t().contiguous()
+    return B.t() if B.stride(0) == 1 or B.shape[1] >= NARROW_BELOW else B.t().contiguous()
 
 
 def code_of(x: Tensor, A: Tensor, *, dropout: float = 0.0) -> Tensor:
@@ -234,8 +234,8 @@ class _Product(torch.autograd.Function):
         with _as_written(g.device.type):
             if B_grad:
                 # Straight in the layout of B where that is no slower: what is not would be copied into it.
-                first = plan.order.tokens_first
-                grad_B = _gradient(B, g.t(), code.t(), plan) if first else _gradient(B.t(), code, g, plan).t()
+                narrow = B.shape[1] < NARROW_BELOW
+                grad_B = _gradient(B.t(), code.t(), g, plan).t() if narrow else _gradient(B, g.t(), code, plan)
             folds = plan.order.folds_backward
             if A_grad or (x_grad and not folds):
                 g_code = _code(g, B.t(), plan)
@@ -243,7 +243,7 @@ class _Product(torch.autograd.Function):
                 assert g_code is not None
                 read = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
                 read = read if state is None else drop_again(read, state, plan.dropout)
-                grad_A = _gradient(A, g_code, read, plan)
+                grad_A = _gradient(A, g_code.t(), read, plan)
             if x_grad:
                 shape, dtype = ctx.x_like
                 if folds:
@@ -279,7 +279,7 @@ def _input_gradient(
         grad_x = torch.mm(g, W0)
         _add_expanded(grad_x, g_code, A, plan)
         return grad_x
-    branch = torch.mm(g_code.t(), A.to(plan.dtype)).mul_(plan.scaling)
+    branch = torch.mm(g_code, A.to(plan.dtype)).mul_(plan.scaling)
     if state is not None:
         branch = drop_again(branch, state, plan.dropout)
     return branch if W0 is None else torch.mm(g, W0).add_(branch)
@@ -291,33 +291,33 @@ def _input_gradient(
 
 
 def _code(x: Tensor, factor: Tensor, plan: _Plan) -> Tensor:
-    """Return ``factor x^T``, shape ``(r, T)`` (in memory the other way round where that is faster)."""
+    """Return ``x factor^T``, shape ``(T, r)``."""
     if x.dtype is factor.dtype is plan.dtype:
-        return F.linear(x, factor).t() if plan.order.tokens_first else F.linear(factor, x)
+        return F.linear(x, factor)
     narrow = factor.to(plan.dtype).t()
     code = torch.empty(x.shape[0], narrow.shape[1], dtype=plan.dtype, device=x.device)
     for rows in _tiles(x):
         torch.mm(x[rows].to(plan.dtype), narrow, out=code[rows])
-    return code.t()
+    return code
 
 
 def _add_expanded(total: Tensor, code: Tensor, factor: Tensor, plan: _Plan) -> None:
-    """Add ``s * code^T factor`` to ``total`` in place; ``factor`` is ``(r, m)`` or ``(r, n)``."""
+    """Add ``s * code factor`` to ``total`` in place; ``factor`` is ``(r, m)`` or ``(r, n)``."""
     if total.dtype is factor.dtype is plan.dtype:
-        total.addmm_(code.t(), factor, alpha=plan.scaling)
+        total.addmm_(code, factor, alpha=plan.scaling)
         return
     wide = factor.to(plan.dtype)
     for rows in _tiles(total):
-        total[rows].add_(torch.mm(code.t()[rows], wide), alpha=plan.scaling)
+        total[rows].add_(torch.mm(code[rows], wide), alpha=plan.scaling)
 
 
-def _gradient(factor: Tensor, code: Tensor, x: Tensor, plan: _Plan) -> Tensor:
-    """Return ``s * code x``, the gradient of ``factor``, shape ``(r, n)`` or ``(r, m)``."""
-    if x.dtype is factor.dtype is plan.dtype:
-        return torch.addmm(factor, code, x, beta=0, alpha=plan.scaling)  # the factor lends its shape only
-    total = torch.zeros(factor.shape, dtype=plan.dtype, device=x.device)
-    for rows in _tiles(x):
-        total.addmm_(code[:, rows], x[rows].to(plan.dtype), alpha=plan.scaling)
+def _gradient(factor: Tensor, left: Tensor, right: Tensor, plan: _Plan) -> Tensor:
+    """Return ``s * left right``, the gradient of ``factor`` and of its shape: a code, and what it was a code of."""
+    if left.dtype is right.dtype is factor.dtype is plan.dtype:
+        return torch.addmm(factor, left, right, beta=0, alpha=plan.scaling)  # the factor lends its shape only
+    total = torch.zeros(factor.shape, dtype=plan.dtype, device=factor.device)
+    for rows in _tiles(right):
+        total.addmm_(left[:, rows].to(plan.dtype), right[rows].to(plan.dtype), alpha=plan.scaling)
     return total
 
 

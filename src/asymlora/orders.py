@@ -17,12 +17,10 @@ class Order(NamedTuple):
         folds_forward: The output comes from ``W0 + s B A``, formed anew, instead of from the code and ``B``.
         folds_backward: The input's gradient comes from ``W0 + s B A``, formed again: keeping it would cost ``m n``
             values between forward and backward.
-        tokens_first: The ``r``-wide codes are computed as ``(T, r)``, not as ``(r, T)``.
     """
 
     folds_forward: bool = False
     folds_backward: bool = False
-    tokens_first: bool = False
 
 
 LOW_RANK = Order()
@@ -44,14 +42,14 @@ class Cost(NamedTuple):
 # Measured by benchmarks/product_costs.py on 2 threads of an AVX2 machine in float32 (results/product_costs.json). Only
 # their ratios decide, and these travel better than seconds do.
 CPU_COSTS = {
-    "fold": Cost(call=8e-6, entry=0.19e-9, rank=0.0093e-9),  # W0 + s B A, e = m n
-    "expand": Cost(call=8e-6, entry=0.055e-9, rank=0.0098e-9),  # out += code B, or grad += code A, e = T m or T n
-    "reduce": Cost(call=8e-6, entry=0.12e-9, rank=0.0096e-9),  # code of the input or of the gradient, e = T n or T m
-    "add": Cost(call=8e-6, entry=0.12e-9, rank=0.0),  # a sum of two gradients of the input, e = T n
+    "fold": Cost(call=32e-6, entry=0.26e-9, rank=0.0122e-9),  # W0 + s B A, e = m n
+    "expand": Cost(call=13e-6, entry=0.17e-9, rank=0.011e-9),  # out += code B, or grad += code A, e = T m or T n
+    "reduce": Cost(call=9e-6, entry=0.19e-9, rank=0.012e-9),  # code of the input or of the gradient, e = T n or T m
+    "add": Cost(call=1e-6, entry=0.23e-9, rank=0.0),  # a sum of two gradients of the input, e = T n
     "python": Cost(call=50e-6, entry=0.0, rank=0.0),  # an autograd function written in Python
 }
-TOKENS_FIRST_FROM = 32
-"""Rank from which ``(T, r)`` codes are cheaper to compute than ``(r, T)`` ones (measured, as above)."""
+NARROW_BELOW = 32
+"""Rank below which the gradient of ``B`` is cheaper as ``(r, m)`` than as ``(m, r)``, by up to 8 times (as above)."""
 
 
 @lru_cache(maxsize=4096)
@@ -73,7 +71,7 @@ def choose_order(tokens: int, n: int, m: int, r: int, trains_A: bool, input_grad
         >>> choose_order(4096, 768, 768, 64, trains_A=False).folds_forward
         True
         >>> choose_order(128, 768, 768, 8, trains_A=True)
-        Order(folds_forward=False, folds_backward=False, tokens_first=False)
+        Order(folds_forward=False, folds_backward=False)
     """
     fold, expand, reduce, add, python = CPU_COSTS.values()
     # The products that every order has (the codes that a gradient needs, the gradients) are left out.
@@ -90,4 +88,4 @@ def choose_order(tokens: int, n: int, m: int, r: int, trains_A: bool, input_grad
             + (add(tokens * n, r) * input_grad if by_torch else python(0, r))
         )
 
-    return min((Order(f, b, r >= TOKENS_FIRST_FROM) for f in (False, True) for b in (False, True)), key=seconds)
+    return min((Order(f, b) for f in (False, True) for b in (False, True)), key=seconds)

@@ -13,7 +13,7 @@ import asymlora.ops
 from asymlora.ops import adapted_linear, add_low_rank, add_low_rank_plain, laid_out
 from asymlora.orders import Order
 
-ORDERS = tuple(Order(*flags) for flags in itertools.product((False, True), repeat=3))
+ORDERS = tuple(Order(*flags) for flags in itertools.product((False, True), repeat=2))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
