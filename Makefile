@@ -33,6 +33,9 @@ format: $(VENV)/dev
 
 bench: $(VENV)/dev ## measure what README and docs claim
 	$(BIN)/python benchmarks/finetune_margin.py
+	for part in grid dropout orders models; do $(BIN)/python benchmarks/step_overhead.py --part $$part; done
+	for name in saved_activations attach_time adapter_bytes dropout_masks; do $(BIN)/python benchmarks/$$name.py; done
+	$(BIN)/python benchmarks/performance_page.py
 
 docs: $(VENV)/dev ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

@@ -129,6 +129,20 @@ def masks() -> str:
     )
 
 
+def files() -> str:
+    """Return the table of adapter files."""
+    return table(
+        ("model", "adapters on", "rank", "PEFT's weight file", "seed-compressed folder", "share"),
+        (
+            (
+                row["model"], row["targets"], str(row["rank"]), f"{row['peft_file_bytes']:,}",
+                f"{row['seed_folder_bytes']:,}", f"{row['ratio']:.1%}",
+            )
+            for row in stored("adapter_bytes")["rows"]
+        ),
+    )  # fmt: skip
+
+
 def environment(name: str) -> str:
     """Return one line on what a result was measured with."""
     facts = stored(name)["environment"]
@@ -146,6 +160,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "SAVED": saved,
     "ATTACH": attaching,
     "MASKS": masks,
+    "FILES": files,
     "ENVIRONMENT": lambda: environment("step_overhead_grid"),
 }
 TEMPLATE = Path(__file__).with_name("performance_page.md")

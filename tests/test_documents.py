@@ -65,6 +65,35 @@ def test_the_rate_table_is_the_stored_one_and_its_best_is_the_default() -> None:
     assert best not in (rows[0], rows[-1])
 
 
+def test_the_page_on_time_and_bytes_is_the_stored_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import performance_page
+
+    assert performance_page.PAGE.read_text(encoding="utf-8") == performance_page.render()
+
+
+def test_what_the_texts_claim_of_bytes_and_attachment_holds_in_the_stored_results() -> None:
+    frozen = [row for row in _rows("saved_activations") if row["trained"] == "B"]
+    assert {(row["model"], row["base"], row["dropout"]) for row in frozen} == {
+        (model, base, dropout)
+        for model in ("BERT", "Llama", "GPT-2", "ViT")
+        for base in ("float32", "bfloat16")
+        for dropout in (0.0, 0.1)
+    }
+    assert all(row["ours_bytes"] == row["codes_and_bits"] for row in frozen)
+    (times,) = _rows("attach_time")
+    assert times["svd_s"] > 50 * times["asymlora_s"]
+    assert times["asymlora_s"] <= times["peft_s"]
+
+
+def test_no_cell_of_the_stored_grids_is_slower_than_the_bounds_that_were_set() -> None:
+    for row in _rows("step_overhead_grid"):
+        assert row["ratio"] <= (0.90 if row["tokens"] >= 1024 else max(1.0, row["high"]))
+    for row in _rows("step_overhead_dropout"):
+        assert row["ratio"] <= 1.0
+    assert all(row["ratio"] < 1.0 for row in _rows("step_overhead_orders"))
+
+
 def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
