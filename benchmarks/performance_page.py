@@ -148,7 +148,7 @@ def environment(name: str) -> str:
     facts = stored(name)["environment"]
     packages = ", ".join(f"{key} {value}" for key, value in facts["packages"].items() if key != "asymlora")
     return (
-        f"Python {facts['python']}, {packages}; {facts['system']} ({facts['processor']}), {facts['threads']} threads."
+        f"Python {facts['python']}, {packages}; {facts['system']} ({facts['processor']}), {facts['threads']} threads.\n"
     )
 
 

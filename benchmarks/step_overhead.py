@@ -204,9 +204,8 @@ def whole_models() -> dict[str, tuple[nn.Module, dict[str, Tensor], tuple[str, .
     images = {"pixel_values": torch.randn(16, 3, 112, 112), "labels": torch.zeros(16, dtype=torch.long)}
     every = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     vit_model = ViTForImageClassification(vit)
-    vit_linears = tuple(
-        sorted({n.rpartition(".")[2] for n, m in vit_model.vit.encoder.named_modules() if isinstance(m, nn.Linear)})
-    )
+    linear = {n.rpartition(".")[2] for n, m in vit_model.named_modules() if isinstance(m, nn.Linear)}
+    vit_linears = tuple(sorted(linear - {"classifier"}))
     return {
         "BERT": (
             BertForSequenceClassification(bert),

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "asymlora.json", "factors.safetensors")
+"""What the files of an adapter folder are called."""
+
 PRESET_NAMES = ("lora", "init_a", "init_b", "b_only", "a_only")
 
 

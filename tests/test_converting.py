@@ -17,16 +17,11 @@ import asymlora as al
 from asymlora.cli import main
 from asymlora.converting import convert_adapter
 from asymlora.errors import AdapterFileError
-from cases import EVERY_KIND, KIND_MODELS, MODELS, ModelCase, move_trained
+from cases import ADAPTER_FILES, EVERY_KIND, KIND_MODELS, MODELS, ModelCase, move_trained
 from make_peft_files import FILES
 
 BERT = MODELS[0]
-CONFIG, WEIGHTS, OWN, FACTORS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "asymlora.json",
-    "factors.safetensors",
-)
+CONFIG, WEIGHTS, OWN, FACTORS = ADAPTER_FILES
 OPTIONS: dict[str, dict[str, Any]] = {
     "b_only": {},
     "a_only": {"preset": "a_only", "scaling": "rank_stabilized"},

@@ -17,15 +17,10 @@ from torch import Tensor, nn
 
 import asymlora as al
 from asymlora.errors import AdapterFileError
-from cases import MODELS, move_trained, small_net, small_net_inputs
+from cases import ADAPTER_FILES, MODELS, move_trained, small_net, small_net_inputs
 
 BERT = MODELS[0]
-CONFIG, WEIGHTS, OWN, FACTORS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "asymlora.json",
-    "factors.safetensors",
-)
+CONFIG, WEIGHTS, OWN, FACTORS = ADAPTER_FILES
 Q = "base_model.model.bert.encoder.layer.0.attention.self.query"
 
 

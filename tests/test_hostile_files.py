@@ -23,15 +23,10 @@ import asymlora as al
 from asymlora.adapter_reading import read_adapter
 from asymlora.errors import AdapterFileError
 from asymlora.untrusted_files import TensorFile
-from cases import MODELS, edit_json, edit_tensors, move_trained
+from cases import ADAPTER_FILES, MODELS, edit_json, edit_tensors, move_trained
 
 BERT = MODELS[0]
-CONFIG, WEIGHTS, OWN, FACTORS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "asymlora.json",
-    "factors.safetensors",
-)
+CONFIG, WEIGHTS, OWN, FACTORS = ADAPTER_FILES
 Q = "base_model.model.bert.encoder.layer.0.attention.self.query"
 
 
