@@ -88,7 +88,8 @@ def test_what_the_texts_claim_of_bytes_and_attachment_holds_in_the_stored_result
 
 def test_no_cell_of_the_stored_grids_is_slower_than_the_bounds_that_were_set() -> None:
     for row in _rows("step_overhead_grid"):
-        assert row["ratio"] <= (0.90 if row["tokens"] >= 1024 else max(1.0, row["high"]))
+        # At 128 tokens: not above 1 beyond the spread.
+        assert row["ratio"] <= 0.90 if row["tokens"] >= 1024 else row["low"] <= 1.0
     for row in _rows("step_overhead_dropout"):
         assert row["ratio"] <= 1.0
     assert all(row["ratio"] < 1.0 for row in _rows("step_overhead_orders"))
