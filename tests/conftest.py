@@ -15,7 +15,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from cases import small_reviews, write_small_encoder
+from cases import MODELS, move_trained, small_reviews, write_small_encoder
 
 EXPECTED_SKIPS = (
     "the shared research data are not beside this checkout",
@@ -113,3 +113,13 @@ def small_recipe(small_encoder: Path, small_data: Path) -> dict[str, Any]:
         "adapter": {"preset": "b_only", "rank": 2},
         "train": {"steps": 12, "evaluate_every": 4, "batch_size": 8, "lr": 0.01},
     }
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Folder of a trained `B`-only adapter of the small BERT, with its head."""
+    import asymlora as al
+
+    bert = MODELS[0]
+    spec = al.AdapterSpec.b_only(rank=2, targets=bert.targets, modules_to_save=(bert.head,))
+    return al.save_adapter(move_trained(al.attach(bert.build(), spec)), tmp_path / "adapter")

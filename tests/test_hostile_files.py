@@ -23,17 +23,11 @@ import asymlora as al
 from asymlora.adapter_reading import read_adapter
 from asymlora.errors import AdapterFileError
 from asymlora.untrusted_files import TensorFile
-from cases import ADAPTER_FILES, MODELS, edit_json, edit_tensors, move_trained
+from cases import ADAPTER_FILES, MODELS, edit_json, edit_tensors
 
 BERT = MODELS[0]
 CONFIG, WEIGHTS, OWN, FACTORS = ADAPTER_FILES
 Q = "base_model.model.bert.encoder.layer.0.attention.self.query"
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    spec = al.AdapterSpec.b_only(rank=2, targets=BERT.targets, modules_to_save=(BERT.head,))
-    return al.save_adapter(move_trained(al.attach(BERT.build(), spec)), tmp_path / "adapter")
 
 
 @pytest.fixture

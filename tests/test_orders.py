@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,13 @@ def test_costs_are_positive_and_grow_with_size_and_rank() -> None:
     assert Cost(call=1.0, entry=2.0, rank=3.0)(10, 4) == 1.0 + 10 * (2.0 + 4 * 3.0)
     for cost in CPU_COSTS.values():
         assert 0 < cost(1, 1) <= cost(2, 1) <= cost(2, 2)
+
+
+def test_the_costs_are_those_that_were_measured() -> None:
+    stored = Path(__file__).parents[1] / "benchmarks" / "results" / "product_costs.json"
+    for name, (call, entry, rank) in json.loads(stored.read_text())["fitted"].items():
+        held = CPU_COSTS[name]
+        # Rounded to two digits; the call and the additions' share of the rank are at the size of the noise.
+        assert abs(held.entry - entry) <= 0.05 * entry
+        assert abs(held.rank - rank) <= max(0.05 * rank, 1e-12)
+        assert abs(held.call - call) <= 1e-6

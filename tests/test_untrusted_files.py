@@ -12,21 +12,14 @@ from typing import Any
 
 import pytest
 
-import asymlora as al
 from asymlora import untrusted_files
 from asymlora.adapter_reading import read_adapter
 from asymlora.errors import AdapterFileError
-from cases import ADAPTER_FILES, MODELS, edit_tensors, move_trained
+from cases import ADAPTER_FILES, MODELS, edit_tensors
 
 BERT = MODELS[0]
 CONFIG, WEIGHTS, OWN, FACTORS = ADAPTER_FILES
 Q = "base_model.model.bert.encoder.layer.0.attention.self.query"
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    spec = al.AdapterSpec.b_only(rank=2, targets=BERT.targets, modules_to_save=(BERT.head,))
-    return al.save_adapter(move_trained(al.attach(BERT.build(), spec)), tmp_path / "adapter")
 
 
 def _raw(path: Path, header: dict[str, Any] | bytes, values: bytes = b"", *, length: int | None = None) -> None:

@@ -46,7 +46,8 @@ CPU_COSTS = {
     "expand": Cost(call=13e-6, entry=0.17e-9, rank=0.011e-9),  # out += code B, or grad += code A, e = T m or T n
     "reduce": Cost(call=9e-6, entry=0.19e-9, rank=0.012e-9),  # code of the input or of the gradient, e = T n or T m
     "add": Cost(call=1e-6, entry=0.23e-9, rank=0.0),  # a sum of two gradients of the input, e = T n
-    "python": Cost(call=50e-6, entry=0.0, rank=0.0),  # an autograd function written in Python
+    # An autograd function written in Python, over torch's own: an estimate from profiles, printed by no script.
+    "python": Cost(call=50e-6, entry=0.0, rank=0.0),
 }
 NARROW_BELOW = 32
 """Rank below which the gradient of ``B`` is cheaper as ``(r, m)`` than as ``(m, r)``, by up to 8 times (as above)."""
