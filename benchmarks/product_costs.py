@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asymlora.orders import CPU_COSTS
+from asymlora import cpu_kernel
+from asymlora.orders import KERNEL_COSTS, TORCH_COSTS
 from side_by_side import environment, in_turn, median, write
 
 SHAPES = tuple(itertools.product((384, 768, 1024), (128, 512, 1024, 4096), (4, 8, 16, 32, 64)))
@@ -27,7 +28,11 @@ def products(width: int, tokens: int, rank: int) -> dict[str, Callable[[], Tenso
     A, B = torch.randn(rank, width), torch.randn(width, rank)
     narrow, tokens_first, along_rows = torch.randn(rank, tokens), torch.randn(tokens, rank), B.t().contiguous()
     out = torch.randn(tokens, width)
+    kernel = cpu_kernel.kernel()
+    assert kernel is not None, cpu_kernel.status()
     return {
+        "kernel: code": lambda: kernel.code(x, A),
+        "kernel: update": lambda: kernel.add(out, x, A, along_rows, 1e-3, code=tokens_first),
         "base": lambda: torch.mm(x, W.t()),
         "fold": lambda: torch.addmm(W, B, A, alpha=2.0),
         "expand": lambda: out.addmm_(tokens_first, along_rows, alpha=1e-3),
@@ -70,9 +75,12 @@ def main() -> None:
         "expand": fitted(rows, "expand", of_tokens),
         "reduce": fitted(rows, "reduce to (T, r)", of_tokens),
         "add": fitted(rows, "add", of_tokens),
+        "kernel expand": fitted(rows, "kernel: update", of_tokens),
+        "kernel reduce": fitted(rows, "kernel: code", of_tokens),
     }
+    held = TORCH_COSTS._asdict() | {f"kernel {name}": cost for name, cost in KERNEL_COSTS._asdict().items()}
     for name, found in models.items():
-        print(name, "measured", [f"{value:.3g}" for value in found], "held", [f"{v:.3g}" for v in CPU_COSTS[name]])
+        print(name, "measured", [f"{value:.3g}" for value in found], "held", [f"{v:.3g}" for v in held[name]])
     write("product_costs", rows, fitted=models)
     print(environment())
 

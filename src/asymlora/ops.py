@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import Tensor
 
+from asymlora.cpu_kernel import takes
+from asymlora.cpu_product import NO_SECOND_DERIVATIVE, Frozen, KernelProduct
 from asymlora.dropout import drop, drop_again, dropped
-from asymlora.orders import LOW_RANK, NARROW_BELOW, Order, choose_order
+from asymlora.orders import KERNEL_COSTS, LOW_RANK, NARROW_BELOW, Order, choose_order
 
 _TILE = 512  # tokens cast at a time where input and factors differ in dtype: a tile of them stays in the cache
 
@@ -57,6 +59,10 @@ def adapted_linear(
     Returns:
         Shape ``(..., m)``, in the dtype of ``x``.
     """
+    if code is None and not dropout and takes(x, A, B):
+        (r, n), m = A.shape, W0.shape[0]
+        order = choose_order(x.numel() // n, n, m, r, A.requires_grad, x.requires_grad, KERNEL_COSTS)
+        return KernelProduct.apply(x, None, A, B, Frozen(W0, bias, scaling, order))
     x2 = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     if code is None:
         order = _order(x2, W0, A, B) if not dropout else None
@@ -108,6 +114,8 @@ def add_low_rank(
     Returns:
         Shape ``(..., m)``, a new tensor.
     """
+    if code is None and not dropout and takes(x, A, B) and out.dtype is x.dtype:
+        return KernelProduct.apply(x, out, A, B, Frozen(None, None, scaling))
     dtype = _product_dtype(x, A)
     if out.dtype is B.dtype and (code is not None or (not dropout and x.dtype is A.dtype is out.dtype is dtype)):
         code = code_of(x, A) if code is None else code
@@ -116,15 +124,15 @@ def add_low_rank(
 
 
 def laid_out(B: Tensor) -> Tensor:
-    """Return an up factor in the memory layout that the products read fastest: a narrow one as its transpose.
+    """Return an up factor in the memory layout that the products read fastest: as its transpose.
 
     Args:
         B: Up factor, shape ``(m, r)``.
 
     Returns:
-        The same values and shape; not contiguous where ``r`` is small.
+        The same values and shape; its transpose is contiguous.
     """
-    return B.t().contiguous().t() if B.dim() == 2 and B.shape[1] < NARROW_BELOW else B
+    return B.t().contiguous().t() if B.dim() == 2 else B
 
 
 def _along_rows(B: Tensor) -> Tensor:
@@ -222,10 +230,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "asymlora's fused product has no second derivative. Run this part under asymlora.unfused(model), which"
-                " uses torch's own operations and can be differentiated to any order."
-            )
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         x, code, state, W0, A, B = ctx.saved_tensors
         x_grad, out_grad, _, _, A_grad, B_grad, _ = ctx.needs_input_grad
         plan: _Plan = ctx.plan
@@ -234,7 +239,7 @@ class _Product(torch.autograd.Function):
         with _as_written(g.device.type):
             if B_grad:
                 # Straight in the layout of B where that is no slower: what is not would be copied into it.
-                narrow = B.shape[1] < NARROW_BELOW
+                narrow = B.stride(0) == 1 or B.shape[1] < NARROW_BELOW
                 grad_B = _gradient(B.t(), code.t(), g, plan).t() if narrow else _gradient(B, g.t(), code, plan)
             folds = plan.order.folds_backward
             if A_grad or (x_grad and not folds):

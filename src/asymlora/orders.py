@@ -39,22 +39,52 @@ class Cost(NamedTuple):
         return self.call + entries * (self.entry + r * self.rank)
 
 
+class Costs(NamedTuple):
+    """What the parts of a layer cost that differ between the orders.
+
+    Attributes:
+        fold: ``W0 + s B A``, ``e = m n``.
+        expand: ``out += code B`` or ``grad += code A``, ``e = T m`` or ``T n``.
+        reduce: The code of the input or of the gradient, ``e = T n`` or ``T m``.
+        add: A sum of two gradients of the input, ``e = T n``; autograd forms it where no order is folded.
+        python: An autograd function written in Python, over torch's own, where an order is folded.
+    """
+
+    fold: Cost
+    expand: Cost
+    reduce: Cost
+    add: Cost
+    python: Cost
+
+
 # Measured by benchmarks/product_costs.py on 2 threads of an AVX2 machine in float32 (results/product_costs.json). Only
 # their ratios decide, and these travel better than seconds do.
-CPU_COSTS = {
-    "fold": Cost(call=32e-6, entry=0.26e-9, rank=0.0122e-9),  # W0 + s B A, e = m n
-    "expand": Cost(call=13e-6, entry=0.17e-9, rank=0.011e-9),  # out += code B, or grad += code A, e = T m or T n
-    "reduce": Cost(call=9e-6, entry=0.19e-9, rank=0.012e-9),  # code of the input or of the gradient, e = T n or T m
-    "add": Cost(call=1e-6, entry=0.23e-9, rank=0.0),  # a sum of two gradients of the input, e = T n
-    # An autograd function written in Python, over torch's own: an estimate from profiles, printed by no script.
-    "python": Cost(call=50e-6, entry=0.0, rank=0.0),
-}
+_FOLD = Cost(call=6e-6, entry=0.35e-9, rank=0.0132e-9)
+_NOTHING = Cost(call=0.0, entry=0.0, rank=0.0)
+TORCH_COSTS = Costs(
+    fold=_FOLD,
+    expand=Cost(call=8e-6, entry=0.18e-9, rank=0.0111e-9),
+    reduce=Cost(call=7e-6, entry=0.19e-9, rank=0.0121e-9),
+    add=Cost(call=3e-6, entry=0.23e-9, rank=0.0),
+    python=Cost(call=50e-6, entry=0.0, rank=0.0),  # an estimate from profiles, printed by no script
+)
+"""Of torch's own products."""
+KERNEL_COSTS = Costs(
+    fold=_FOLD,  # by torch
+    expand=Cost(call=6e-6, entry=0.17e-9, rank=0.0142e-9),
+    reduce=Cost(call=13e-6, entry=0.074e-9, rank=0.0143e-9),
+    add=_NOTHING,  # every order runs in the same function, and adds in place
+    python=_NOTHING,
+)
+"""Of those of `asymlora.cpu_kernel`."""
 NARROW_BELOW = 32
 """Rank below which the gradient of ``B`` is cheaper as ``(r, m)`` than as ``(m, r)``, by up to 8 times (as above)."""
 
 
 @lru_cache(maxsize=4096)
-def choose_order(tokens: int, n: int, m: int, r: int, trains_A: bool, input_grad: bool = True) -> Order:
+def choose_order(
+    tokens: int, n: int, m: int, r: int, trains_A: bool, input_grad: bool = True, costs: Costs = TORCH_COSTS
+) -> Order:
     """Return the cheapest order for a float32 layer on a CPU, without dropout.
 
     Args:
@@ -64,6 +94,7 @@ def choose_order(tokens: int, n: int, m: int, r: int, trains_A: bool, input_grad
         r: Rank.
         trains_A: Whether ``A`` is trained; then the code of the output's gradient is needed in any order.
         input_grad: Whether the input needs a gradient.
+        costs: Those of who runs the products.
 
     Returns:
         The order. The base weight is folded only where that is predicted to be faster.
@@ -74,7 +105,7 @@ def choose_order(tokens: int, n: int, m: int, r: int, trains_A: bool, input_grad
         >>> choose_order(128, 768, 768, 8, trains_A=True)
         Order(folds_forward=False, folds_backward=False)
     """
-    fold, expand, reduce, add, python = CPU_COSTS.values()
+    fold, expand, reduce, add, python = costs
     # The products that every order has (the codes that a gradient needs, the gradients) are left out.
     forward = {False: expand(tokens * m, r), True: fold(m * n, r)}
     backward = {False: expand(tokens * n, r) + (0.0 if trains_A else reduce(tokens * m, r)), True: fold(m * n, r)}

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import asymlora.cpu_kernel as cpu_kernel
+import asymlora.ops
+from asymlora.cpu_kernel import SWITCH, Kernel, kernel, rows_of, status, takes
+from asymlora.cpu_product import Frozen, KernelProduct
+from asymlora.ops import adapted_linear, add_low_rank
+from asymlora.orders import Order
+
+needs_kernel = pytest.mark.skipif(kernel() is None, reason="no C compiler here")
+SCALING = 0.75
+EPSILON = 2.0**-24
+
+
+@pytest.fixture
+def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Give an empty cache, and forget the kernel of this process before and after."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu_kernel._made.cache_clear()
+    yield tmp_path / "asymlora"
+    cpu_kernel._made.cache_clear()
+
+
+def _products() -> Kernel:
+    found = kernel()
+    assert found is not None
+    return found
+
+
+def _draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _bound(left: Tensor, right: Tensor) -> Tensor:
+    """Return what a sum of products may be off by in float32, whatever its order: n eps sum |a b|, doubled."""
+    terms = left.shape[1] + 8
+    return 2 * terms * EPSILON * (left.double().abs() @ right.double().abs())
+
+
+def _assert_product(got: Tensor, left: Tensor, right: Tensor, *, onto: Tensor | None = None) -> None:
+    wanted = left.double() @ right.double() * SCALING
+    room = _bound(left, right)
+    if onto is not None:
+        wanted, room = wanted + onto.double(), room + 2 * EPSILON * onto.double().abs()
+    assert ((got.double() - wanted).abs() <= room + 1e-30).all()
+
+
+# Around every width at which the kernel changes its way: vectors of 8, stripes of 24, blocks of 64, tiles of 3 and 4.
+TOKENS = st.sampled_from((1, 2, 3, 4, 5, 7, 15, 16, 17, 63, 64, 65, 127, 129, 200))
+WIDTHS = st.sampled_from((1, 2, 7, 8, 9, 15, 23, 24, 25, 31, 48, 49, 71, 96, 130))
+RANKS = st.sampled_from((1, 2, 3, 4, 5, 8, 15, 16, 17, 20, 64, 65, 130))
+
+
+@needs_kernel
+@given(TOKENS, WIDTHS, WIDTHS, RANKS, st.integers(0, 10**6))
+def test_every_product_is_that_of_float64_to_the_rounding_of_float32(
+    tokens: int, n: int, m: int, r: int, seed: int
+) -> None:
+    x, A, rows, g = (_draw(*shape, seed=seed + i) for i, shape in enumerate(((tokens, n), (r, n), (r, m), (tokens, m))))
+    out, grad_x = _draw(tokens, m, seed=seed + 4), _draw(tokens, n, seed=seed + 5)
+    before, grad_before = out.clone(), grad_x.clone()
+    code = _products().add(out, x, A, rows, SCALING)
+    _assert_product(code * SCALING, x, A.t())
+    assert _products().code(x, A).equal(code)
+    _assert_product(out, code, rows, onto=before)
+    again = before.clone()
+    _products().add(again, x, A, rows, SCALING, code=code)
+    assert again.equal(out)
+    grad_A, grad_rows = _products().backward(g, A, rows, x=x, code=code, grad_x=grad_x, scaling=SCALING)
+    g_code = _products().code(g, rows)
+    assert grad_A is not None
+    assert grad_rows is not None
+    _assert_product(grad_x, g_code, A, onto=grad_before)
+    _assert_product(grad_A, g_code.t(), x)
+    _assert_product(grad_rows, code.t(), g)
+
+
+@needs_kernel
+def test_the_bound_is_one_that_a_wrong_product_breaks() -> None:
+    x, A, out = _draw(65, 49), _draw(9, 49, seed=1), torch.zeros(65, 25)
+    rows = _draw(9, 25, seed=2)
+    code = _products().add(out, x, A, rows, SCALING)
+    out[64, 24] *= 1 + 1e-4
+    with pytest.raises(AssertionError):
+        _assert_product(out, code, rows)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("tokens", "n", "m", "r"), [(200, 130, 71, 9), (64, 384, 384, 8), (5, 48, 25, 64)])
+def test_the_bits_do_not_depend_on_the_number_of_threads(tokens: int, n: int, m: int, r: int) -> None:
+    x, A, rows, g = _draw(tokens, n), _draw(r, n, seed=1), _draw(r, m, seed=2), _draw(tokens, m, seed=3)
+    seen: list[list[Tensor]] = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            out, grad_x = torch.zeros(tokens, m), torch.zeros(tokens, n)
+            code = _products().add(out, x, A, rows, SCALING)
+            grads = _products().backward(g, A, rows, x=x, code=code, grad_x=grad_x, scaling=SCALING)
+            seen.append([out, code, grad_x, *(t for t in grads if t is not None)])
+    finally:
+        torch.set_num_threads(before)
+    for other in seen[1:]:
+        assert all(a.equal(b) for a, b in zip(seen[0], other, strict=True))
+
+
+@needs_kernel
+@pytest.mark.parametrize("trained", ["x", "A", "B", "AB", "xA", "xB", "xAB"])
+@pytest.mark.parametrize("laid_out", [True, False], ids=["B as its transpose", "B as PEFT has it"])
+@pytest.mark.parametrize(
+    ("own_base", "order"),
+    [(False, Order()), *((True, Order(*folds)) for folds in itertools.product((False, True), repeat=2))],
+    ids=str,
+)
+def test_gradients_are_those_of_the_dense_formula_in_float64(
+    trained: str, order: Order, laid_out: bool, own_base: bool
+) -> None:
+    x, W0, bias, A, B = _draw(3, 5, 11), _draw(13, 11, seed=1), _draw(13, seed=2), _draw(4, 11, seed=3), _draw(13, 4)
+    B = B.t().contiguous().t() if laid_out else B
+    given = {"x": x, "A": A, "B": B}
+    for name, tensor in given.items():
+        tensor.requires_grad_(name in trained)
+    base = None if own_base else nn.functional.linear(x.detach(), W0, bias).requires_grad_()
+    frozen = Frozen(W0, bias, SCALING, order) if own_base else Frozen(None, None, SCALING)
+    out = KernelProduct.apply(x, base, A, B, frozen)
+    grad = _draw(3, 5, 13, seed=7)
+    got = torch.autograd.grad(out, [t for t in (base, *given.values()) if t is not None and t.requires_grad], grad)
+    wide = {name: t.detach().double().requires_grad_(t.requires_grad) for name, t in given.items()}
+    update = SCALING * wide["x"] @ wide["A"].t() @ wide["B"].t()
+    wide_base = None if base is None else base.detach().double().requires_grad_()
+    dense = update + (nn.functional.linear(wide["x"], W0.double(), bias.double()) if wide_base is None else wide_base)
+    leaves = [t for t in (wide_base, *wide.values()) if t is not None and t.requires_grad]
+    wanted = torch.autograd.grad(dense, leaves, grad.double())
+    torch.testing.assert_close(out.double(), dense, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernel
+def test_layers_take_it_and_give_what_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, W0, bias, A, B = _draw(40, 24), _draw(16, 24, seed=1), None, _draw(4, 24, seed=3), _draw(16, 4, seed=4)
+    asked: list[str] = []
+    original = KernelProduct.apply
+    monkeypatch.setattr(KernelProduct, "apply", lambda *given: (asked.append("kernel"), original(*given))[1])
+    ours = adapted_linear(x, W0, bias, A, B, scaling=SCALING), add_low_rank(x @ W0.t(), x, A, B, scaling=SCALING)
+    assert asked == ["kernel", "kernel"]
+    monkeypatch.setattr(asymlora.ops, "takes", lambda *_: False)
+    plain = adapted_linear(x, W0, bias, A, B, scaling=SCALING)
+    assert len(asked) == 2
+    for out in ours:
+        torch.testing.assert_close(out, plain)
+
+
+@needs_kernel
+def test_what_it_does_not_take() -> None:
+    x, A, B = _draw(5, 6), _draw(2, 6), _draw(7, 2)
+    assert takes(x, A, B)
+    assert takes(x, nn.Parameter(A), B.t().contiguous().t())
+    others: list[tuple[Any, Any, Any]] = [
+        (x.double(), A, B),
+        (x, A.bfloat16(), B),
+        (x, A, B.double()),
+        (x[:0], A, B),
+        (x.to("meta"), A, B),
+        (x, A.t().contiguous().t(), B),
+    ]
+    assert not any(takes(*other) for other in others)
+
+    class Marked(Tensor):
+        pass
+
+    assert not takes(x.as_subclass(Marked), A, B)
+    assert torch.func.vmap(lambda row: torch.tensor(float(takes(row, A, B))))(x[None]).sum() == 0
+
+
+def test_rows_are_a_view_where_they_can_be() -> None:
+    B = _draw(7, 3)
+    assert rows_of(B).equal(B.t())
+    assert rows_of(B).is_contiguous()
+    laid = B.t().contiguous().t()
+    assert rows_of(laid).data_ptr() == laid.data_ptr()
+
+
+@needs_kernel
+def test_inputs_with_gaps_and_expanded_gradients() -> None:
+    x, W0, A, B = _draw(6, 10).t(), _draw(4, 6, seed=1), _draw(2, 6, seed=2).requires_grad_(), _draw(4, 2, seed=3)
+    adapted_linear(x, W0, None, A, B, scaling=SCALING).sum().backward()
+    assert A.grad is not None
+    wanted = SCALING * torch.ones(10, 4) @ B
+    torch.testing.assert_close(A.grad, wanted.t() @ x)
+
+
+@needs_kernel
+def test_nan_and_infinity_are_not_lost() -> None:
+    x, A, rows = _draw(70, 48), _draw(8, 48), _draw(8, 24)
+    x[3, 5], x[69, 47] = float("nan"), float("inf")
+    out = torch.zeros(70, 24)
+    _products().add(out, x, A, rows, SCALING)
+    assert out[3].isnan().all()
+    assert not out[69].isfinite().any()
+    assert out.isfinite().sum() == 68 * 24
+
+
+# How it comes about
+
+
+@needs_kernel
+def test_it_is_built_once_and_read_from_a_folder_of_ones_own(afresh: Path) -> None:
+    assert kernel() is not None
+    (made,) = afresh.iterdir()
+    first = made.stat()
+    assert stat.S_IMODE(afresh.stat().st_mode) == 0o700
+    cpu_kernel._made.cache_clear()
+    assert kernel() is not None
+    assert list(afresh.iterdir()) == [made]
+    assert made.stat().st_mtime_ns == first.st_mtime_ns
+
+
+@needs_kernel
+def test_a_folder_that_others_can_write_to_is_not_read(afresh: Path) -> None:
+    afresh.mkdir(parents=True)
+    afresh.chmod(0o777)
+    (afresh / f"cpu_kernel-{cpu_kernel._address(_compiler())}.so").write_bytes(b"not ours")
+    assert kernel() is not None
+    assert len(list(afresh.iterdir())) == 1
+
+
+def _compiler() -> str:
+    found = shutil.which("gcc")
+    assert found is not None
+    return found
+
+
+@needs_kernel
+def test_another_source_has_another_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    address = cpu_kernel._address(_compiler())
+    changed = tmp_path / "cpu_kernel.c"
+    changed.write_text(cpu_kernel.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(cpu_kernel, "SOURCE", changed)
+    assert cpu_kernel._address(_compiler()) != address
+
+
+@pytest.mark.usefixtures("afresh")
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    assert kernel() is None
+    assert status() == f"The thin products run through torch: {SWITCH} is 0."
+    x, W0, A, B = _draw(5, 6), _draw(7, 6), _draw(2, 6), _draw(7, 2)
+    out = adapted_linear(x, W0, None, A, B, scaling=SCALING)
+    torch.testing.assert_close(out, x @ (W0 + SCALING * B @ A).t())
+
+
+@pytest.mark.usefixtures("afresh")
+def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert kernel() is None
+    assert "no C compiler" in status()
+
+
+def test_a_compiler_that_fails_is_named_with_what_it_said(
+    afresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken-cc"
+    broken.write_text("#!/bin/sh\necho 'no room left' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert kernel() is None
+    assert "broken-cc" in status()
+    assert "no room left" in status()
+    assert not list(afresh.glob("*"))
+
+
+@needs_kernel
+def test_a_kernel_that_computes_something_else_is_refused(
+    afresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "cpu_kernel.c"
+    text = cpu_kernel.SOURCE.read_text()
+    assert "float sum = 0;" in text
+    wrong.write_text(text.replace("float sum = 0;", "float sum = 1;"))
+    monkeypatch.setattr(cpu_kernel, "SOURCE", wrong)
+    assert kernel() is None
+    assert "failed the trial" in status()
+    assert afresh.exists()
+
+
+@needs_kernel
+def test_processes_that_start_together_build_one(tmp_path: Path) -> None:
+    code = "from asymlora.cpu_kernel import kernel; raise SystemExit(kernel() is None)"
+    given = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    running = [subprocess.Popen([sys.executable, "-c", code], env=given) for _ in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    assert len(list((tmp_path / "asymlora").iterdir())) == 1
