@@ -17,8 +17,9 @@ from asymlora.adapter_file import (
     start_of,
     write_adapter,
 )
+from asymlora.factor_spec import FactorSpec
 from asymlora.peft_format import factor_key, written_config
-from asymlora.spec import AdapterSpec, FactorSpec
+from asymlora.spec import AdapterSpec
 
 CORRECTED = AdapterSpec(
     A=FactorSpec(init="gaussian"), B=FactorSpec(init="gaussian"), nonzero_start="correct_base", rank=2

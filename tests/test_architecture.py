@@ -14,14 +14,16 @@ LAYERS = (
     ("errors",),
     ("schema", "atomic", "peft_patterns", "untrusted_files"),
     ("peft_format",),
+    ("factor_spec",),
     ("spec",),
-    ("draws", "orders", "dropout"),
-    ("singular",),
+    ("draws", "orders", "dropout", "cpu_kernel"),
+    ("singular", "cpu_product"),
     ("init", "ops"),
     ("shared_code", "own_file"),
     ("layers",),
     ("kinds",),
     ("site_view", "targets", "adapter_file"),
+    ("theory", "diagnostics"),
     ("adapter_reading", "fitting"),
     ("peft_sites",),
     ("checkpoint", "optim"),
@@ -47,7 +49,7 @@ DOORS = {
     "yaml": ("train",),
     "peft": ("peft_forward", "peft_conversion"),
     "ray": (),
-    "plotly": (),
+    "plotly": ("report",),
 }
 
 
@@ -93,7 +95,9 @@ def test_heavy_packages_have_their_doors() -> None:
     assert not elsewhere
 
 
-@pytest.mark.parametrize("name", ["errors", "schema", "spec", "atomic", "cli", "train.recipe", "tasks.inputs"])
+@pytest.mark.parametrize(
+    "name", ["errors", "schema", "factor_spec", "spec", "atomic", "cli", "train.recipe", "tasks.inputs"]
+)
 def test_words_of_the_library_load_no_torch(name: str) -> None:
     light = f"import sys, asymlora.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0

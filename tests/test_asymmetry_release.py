@@ -16,8 +16,9 @@ from torch import nn
 
 import asymlora as al
 from asymlora.errors import AttachError, NonZeroStartError, NoTargetError
+from asymlora.factor_spec import SHORTHAND, FactorSpec
 from asymlora.init import INITS
-from asymlora.spec import SHORTHAND, AdapterSpec, FactorSpec
+from asymlora.spec import AdapterSpec
 from cases import MODELS, PRESET_NAMES, ModelCase, fill_factors
 from peft_models import GPT2, PeftCase
 

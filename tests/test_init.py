@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from asymlora.draws import DRAWS_VERSION, Draws, digest
 from asymlora.errors import RankError, SpecError
+from asymlora.factor_spec import ADDRESSED_INITS, FactorSpec, InitName
 from asymlora.init import INITS, draw
-from asymlora.spec import ADDRESSED_INITS, FactorSpec, InitName
 
 SITE = "encoder.layer.3.attention.self.query"
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import asymlora as al
 from asymlora.errors import AttachError, NonZeroStartError, SpecError
+from asymlora.factor_spec import PRESETS, FactorSpec
 from asymlora.init import draw
 from asymlora.installing import InputGradient, drawn_factors, starts_nonzero
-from asymlora.spec import PRESETS, FactorSpec
 from asymlora.targets import match_targets
 from peft_models import GPT2, IMAGES, WORDS
 

@@ -9,9 +9,10 @@ import torch
 
 from asymlora.draws import DRAWS_VERSION, digest
 from asymlora.errors import AdapterFileError
+from asymlora.factor_spec import FactorSpec
 from asymlora.init import draw
 from asymlora.own_file import REMEDY, Draw, OwnFile, parse_own
-from asymlora.spec import AdapterSpec, FactorSpec
+from asymlora.spec import AdapterSpec
 
 KEY = "base_model.model.q.lora_A.weight"
 SPEC = AdapterSpec.b_only(rank=2)

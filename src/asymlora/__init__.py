@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     )
     from asymlora.checkpoint import save_adapter
     from asymlora.converting import convert_adapter
+    from asymlora.factor_spec import FactorSpec
     from asymlora.merging import MergeError, merge, merge_errors, merged
     from asymlora.optim import param_groups
     from asymlora.peft_bridge import SpeedUp, freeze, initialize, restore_forward, speed_up, unfreeze
     from asymlora.peft_conversion import from_peft_model, to_peft_model
     from asymlora.peft_sites import sites
     from asymlora.site_view import Site
-    from asymlora.spec import AdapterSpec, FactorSpec
+    from asymlora.spec import AdapterSpec
     from asymlora.train.recipe import Recipe
     from asymlora.train.run import RunResult, finetune
 
@@ -37,7 +38,7 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     # what an adapter is
     "AdapterSpec": "spec",
-    "FactorSpec": "spec",
+    "FactorSpec": "factor_spec",
     # adapters on a model
     "attach": "attaching",
     "detach": "attaching",

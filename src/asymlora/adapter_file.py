@@ -15,9 +15,10 @@ from torch import Tensor
 
 from asymlora.atomic import staged_folder
 from asymlora.draws import digest
+from asymlora.factor_spec import ADDRESSED_INITS, FactorSpec
 from asymlora.own_file import FACTORS_FILE, OWN_FILE, Draw, Form, Letter, OwnFile
 from asymlora.peft_format import CONFIG_FILE, PREFIX, WEIGHTS_FILE, factor_key, site_of
-from asymlora.spec import ADDRESSED_INITS, AdapterSpec, FactorSpec
+from asymlora.spec import AdapterSpec
 
 CARD_FILE = "README.md"
 Pair = tuple[Tensor, Tensor]

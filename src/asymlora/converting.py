@@ -7,8 +7,8 @@ from pathlib import Path
 from asymlora.adapter_file import CARD_FILE, AdapterFile, redrawn, write_adapter
 from asymlora.adapter_reading import read_adapter
 from asymlora.errors import AdapterFileError
+from asymlora.factor_spec import ADDRESSED_INITS
 from asymlora.own_file import OWN_FILE, Form
-from asymlora.spec import ADDRESSED_INITS
 from asymlora.untrusted_files import open_file
 
 

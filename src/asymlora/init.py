@@ -19,8 +19,8 @@ from torch import Tensor
 
 from asymlora.draws import Draws, Floats, tree_sum
 from asymlora.errors import SpecError
+from asymlora.factor_spec import ADDRESSED_INITS, FactorSpec, InitName
 from asymlora.singular import bottom_singular_vectors, random_singular_vectors, top_singular_vectors
-from asymlora.spec import ADDRESSED_INITS, FactorSpec, InitName
 
 Which = Literal["A", "B"]
 Weight = Tensor | Callable[[], Tensor] | None

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from asymlora.checkpoint import AdapterSaver, PartSaveRefusal
 from asymlora.errors import NonZeroStartError, SpecError
+from asymlora.factor_spec import FactorSpec
 from asymlora.init import draw
 from asymlora.kinds import kind_of
 from asymlora.layers import AdapterLayer, LinearAdapter
 from asymlora.shared_code import SharedCode
 from asymlora.site_view import Attachment, set_attachment
-from asymlora.spec import AdapterSpec, FactorSpec, SiteSpec
+from asymlora.spec import AdapterSpec, SiteSpec
 from asymlora.targets import shared_groups
 
 M = TypeVar("M", bound=nn.Module)

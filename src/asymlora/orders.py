@@ -59,20 +59,20 @@ class Costs(NamedTuple):
 
 # Measured by benchmarks/product_costs.py on 2 threads of an AVX2 machine in float32 (results/product_costs.json). Only
 # their ratios decide, and these travel better than seconds do.
-_FOLD = Cost(call=6e-6, entry=0.35e-9, rank=0.0132e-9)
+_FOLD = Cost(call=13e-6, entry=0.27e-9, rank=0.0112e-9)
 _NOTHING = Cost(call=0.0, entry=0.0, rank=0.0)
 TORCH_COSTS = Costs(
     fold=_FOLD,
-    expand=Cost(call=8e-6, entry=0.18e-9, rank=0.0111e-9),
-    reduce=Cost(call=7e-6, entry=0.19e-9, rank=0.0121e-9),
-    add=Cost(call=3e-6, entry=0.23e-9, rank=0.0),
+    expand=Cost(call=4.4e-6, entry=0.156e-9, rank=0.0095e-9),
+    reduce=Cost(call=6.3e-6, entry=0.15e-9, rank=0.0116e-9),
+    add=Cost(call=0.5e-6, entry=0.226e-9, rank=0.0),
     python=Cost(call=50e-6, entry=0.0, rank=0.0),  # an estimate from profiles, printed by no script
 )
 """Of torch's own products."""
 KERNEL_COSTS = Costs(
     fold=_FOLD,  # by torch
-    expand=Cost(call=6e-6, entry=0.17e-9, rank=0.0142e-9),
-    reduce=Cost(call=13e-6, entry=0.074e-9, rank=0.0143e-9),
+    expand=Cost(call=4.8e-6, entry=0.146e-9, rank=0.0142e-9),
+    reduce=Cost(call=9.1e-6, entry=0.078e-9, rank=0.0122e-9),
     add=_NOTHING,  # every order runs in the same function, and adds in place
     python=_NOTHING,
 )

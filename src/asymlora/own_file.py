@@ -18,9 +18,10 @@ from torch import Tensor
 from asymlora import __version__
 from asymlora.draws import DRAWS_VERSION, digest
 from asymlora.errors import AdapterFileError, SpecError
+from asymlora.factor_spec import ADDRESSED_INITS, FactorSpec, InitName
 from asymlora.init import draw
 from asymlora.schema import from_mapping, to_mapping
-from asymlora.spec import ADDRESSED_INITS, AdapterSpec, FactorSpec, InitName
+from asymlora.spec import AdapterSpec
 from asymlora.untrusted_files import MAX_KEY, refuse
 
 OWN_FILE, FACTORS_FILE = "asymlora.json", "factors.safetensors"

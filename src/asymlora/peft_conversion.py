@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from asymlora import site_view
 from asymlora.attaching import detach
 from asymlora.errors import AttachError, MissingPackageError
+from asymlora.factor_spec import PRESETS, FactorSpec
 from asymlora.installing import install
 from asymlora.kinds import kind_of
 from asymlora.layers import AdapterLayer
@@ -28,7 +29,7 @@ from asymlora.peft_sites import (
     trained_in_full,
 )
 from asymlora.site_view import attached, refuse_folded
-from asymlora.spec import PRESETS, AdapterSpec, FactorSpec
+from asymlora.spec import AdapterSpec
 from asymlora.targets import ends_with
 
 V = TypeVar("V")

@@ -22,7 +22,7 @@ def to_mapping(obj: object) -> dict[str, Any]:
     """Return a dataclass as nested plain values: mappings, lists, strings, numbers, booleans, None.
 
     Example:
-        >>> from asymlora.spec import FactorSpec
+        >>> from asymlora.factor_spec import FactorSpec
         >>> to_mapping(FactorSpec(init="zeros"))
         {'init': 'zeros', 'trainable': True, 'lr_ratio': 1.0, 'gain': 1.0, 'variance': None, 'component_norm': None}
     """

@@ -1,0 +1,55 @@
+"""A model's modules and shapes without its weights, from its configuration alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from asymlora.errors import DataNotFoundError
+from asymlora.tasks.sources import find_model
+
+
+def empty_model(name: str, *, revision: str | None = None, attention: str | None = None) -> PreTrainedModel:
+    """Build a model on the device ``meta``: every module and shape, no value, whatever its size.
+
+    Args:
+        name: ``embedded:...``, a folder, a hub id, or a ``config.json``.
+        revision: Branch, tag or commit on the hub.
+        attention: Kernel of the attention, ``sdpa`` or ``eager``; None takes the one that transformers would.
+
+    Returns:
+        The model of the class that the configuration names, or the plain network where it names none.
+
+    Raises:
+        DataNotFoundError: There is no such configuration, or transformers does not know the architecture.
+    """
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    try:
+        config = _config(name, revision)
+        named = [getattr(transformers, known, None) for known in config.architectures or ()]
+        with torch.device("meta"):
+            if named and named[0] is not None:
+                return named[0]._from_config(config, **options)
+            return AutoModel.from_config(config, **options)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataNotFoundError(
+            f"The configuration of {name!r} could not be read ({first}). Give a folder that transformers saved, a"
+            " config.json with its model_type, or an id on the hub that this machine can reach."
+        ) from error
+
+
+def _config(name: str, revision: str | None) -> Any:
+    path = Path(name).expanduser()
+    if path.suffix == ".json" and path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or "model_type" not in content:
+            raise ValueError("it has no model_type")
+        return AutoConfig.for_model(content.pop("model_type"), **content)
+    where, folder = find_model(name)
+    return AutoConfig.from_pretrained(where, **({"local_files_only": True} if folder else {"revision": revision}))
