@@ -9,7 +9,8 @@ import yaml
 from hypothesis import example, given, settings, strategies
 
 from asymlora.errors import DataNotFoundError, SpecError, UnknownKeyError, UnknownNameError
-from asymlora.spec import AdapterSpec, FactorSpec
+from asymlora.factor_spec import FactorSpec
+from asymlora.spec import AdapterSpec
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.train.recipe import Recipe, TrainRecipe, differing_keys, merged, read_yaml
 from cases import PRESET_NAMES

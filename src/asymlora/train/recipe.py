@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from asymlora.errors import DataNotFoundError, MissingPackageError, SpecError
+from asymlora.factor_spec import factors_named
 from asymlora.schema import answers_wrong_names, from_mapping, refuse_values, to_mapping
-from asymlora.spec import AdapterSpec, factors_named
+from asymlora.spec import AdapterSpec
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 
 
