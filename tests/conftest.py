@@ -21,6 +21,7 @@ EXPECTED_SKIPS = (
     "the shared research data are not beside this checkout",
     "no CUDA device",
     "no C compiler here",
+    "no Chrome or Chromium here",
 )
 """Reasons of skips that are no failure where `--expect-skips` is given (CI)."""
 

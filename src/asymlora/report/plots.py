@@ -245,7 +245,7 @@ def _checked(records: Iterable[Record], needed: Sequence[str]) -> list[Record]:
 
 def _plotly() -> Any:
     try:
-        import plotly.graph_objects as graph
+        import plotly.graph_objects as graph  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
         raise MissingPackageError("Figures need Plotly: pip install 'asymlora[report]'") from None
     return graph
