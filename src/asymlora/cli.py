@@ -64,13 +64,38 @@ def _run(argv: list[str]) -> int:
     commands.add_subcommand(
         "convert", _convert_parser(), help="compress an adapter folder to seeds, or expand it for PEFT"
     )
+    for name, help_text in _FILES.items():
+        commands.add_subcommand(name, _parser_of(name, argv), help=help_text)
     _refuse_unknown_options(argv)
     try:
         given = parser.parse_args(argv, defaults=False)
     except ArgumentError as error:
         raise SpecError(f"{_readable(str(error))} See: asymlora --help, asymlora finetune --help.") from None
     options = given[given["command"]].as_dict() if given.get(given["command"]) else {}
+    if given["command"] in _FILES:
+        return _load(f"asymlora.commands.{given['command']}").run(options)
     return {"finetune": _finetune, "predict": _predict, "merge": _merge, "convert": _convert}[given["command"]](options)
+
+
+_FILES = {
+    "estimate": "what training a model would cost, before anything is loaded",
+    "theory": "run the papers' simulations and draw them",
+}
+"""Commands with a file of their own in `asymlora.commands`."""
+
+
+def _parser_of(name: str, argv: list[str]) -> Any:
+    from importlib import import_module
+
+    from asymlora.train.recipe import Recipe
+
+    parser = import_module(f"asymlora.commands.{name}").parser
+    if name == "estimate":
+        return parser(recipe_options(Recipe().adapter, "adapter."))
+    if argv[:2] != ["theory", "toy"]:
+        return parser(*argv[1:2] if argv[:1] == ["theory"] else ())
+    # The toy model's settings stand beside torch code, which takes two seconds to import.
+    return parser("toy", recipe_options(_load("asymlora.theory.teacher_student").TeacherStudent()))
 
 
 def _readable(message: str) -> str:

@@ -127,7 +127,7 @@ def line_plot(
     if "x" in log:
         figure.update_xaxes(type="log", dtick=_steps_of_a_log_axis([float(row[x]) for row in rows]))
     if "y" in log:
-        figure.update_yaxes(type="log", exponentformat="power")
+        figure.update_yaxes(type="log", exponentformat="power", dtick="D2")
     return Figure(figure)
 
 
@@ -228,7 +228,7 @@ def _lay_out(figure: Any, title: str, x_title: str, y_title: str, legend: str) -
 def _steps_of_a_log_axis(values: Sequence[float]) -> Any:
     # Widths are powers of two, and a reader looks for them; other spans have the powers of ten.
     powers = all(v > 0 and math.log2(v).is_integer() for v in values)
-    return math.log10(2) if powers and max(values) < 2**12 * min(values) else None
+    return math.log10(2) if powers and max(values) < 2**12 * min(values) else "D2"
 
 
 def _checked(records: Iterable[Record], needed: Sequence[str]) -> list[Record]:

@@ -1,0 +1,1 @@
+"""What trained factors look like, and what that says."""

@@ -1,0 +1,129 @@
+"""What a way of training would cost, as a terminal shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+
+def estimate_tables(
+    ways: Sequence[Mapping[str, Any]], *, settings: Mapping[str, Any], fits: Sequence[Mapping[str, int]]
+) -> Group:
+    """Return the tables of memory, of work and files, and of what fits.
+
+    Args:
+        ways: Records as `asymlora.theory.estimate.Estimate.to_dict` gives them.
+        settings: Model, batch and how a step runs.
+        fits: Rank, largest batch and peak of each rank that fits.
+
+    Returns:
+        Something that rich prints.
+    """
+    parts = [_memory(ways, settings), Text(), _work(ways)]
+    if settings["memory"]:
+        parts += [Text(), _fits(fits, settings)]
+    return Group(*parts)
+
+
+def _memory(ways: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Table:
+    table = Table(
+        title=f"Memory for {settings['size']} x {settings['length']} tokens of {settings['model']}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="Frozen: base weights. State: trained values, gradients, optimizer. Kept: activations for backward."
+        " Peak of a step, tensors only: the process, the device's context and the allocator's rounding come on top.",
+        caption_justify="left",
+    )
+    table.add_column("way", no_wrap=True)
+    for head in ("trained", "of all", "frozen", "state", "kept", "peak"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for way in ways:
+        state = sum(way[f"{part}_bytes"] for part in ("parameters", "gradients", "optimizer", "master"))
+        table.add_row(
+            way["way"],
+            _count(way["trained_values"]),
+            _share(way["trained_fraction"]),
+            *map(size, (way["base_bytes"], state, way["saved_bytes"], way["peak_bytes"])),
+        )
+    return table
+
+
+def _work(ways: Sequence[Mapping[str, Any]]) -> Table:
+    vacuous = [way for way in ways if way["bound_vacuous"]]
+    said = f" A gap of 1 or more says nothing, as {len(vacuous)} of {len(ways)} here." if vacuous else ""
+    table = Table(
+        title="Work, files and the bound on the generalisation gap",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="FLOPs: of a token in linear layers, forward and backward. Seeds: the file with frozen factors as seeds."
+        f" The bound is for losses in [0, 1]; what it supports is comparing ways.{said}",
+        caption_justify="left",
+    )
+    table.add_column("way", no_wrap=True)
+    for head in ("FLOPs", "of full", "file", "seeds", "nats", "gap"):
+        table.add_column(head, justify="right", no_wrap=True)
+    whole = ways[0]["flops_forward"] + ways[0]["flops_backward"]
+    for way in ways:
+        flops = way["flops_forward"] + way["flops_backward"]
+        table.add_row(
+            way["way"],
+            _count(flops),
+            f"{flops / whole:.0%}" if whole else "-",
+            size(way["file_bytes"]),
+            size(way["seed_file_bytes"]),
+            f"{way['bound_nats']:.1e}",
+            f"{way['bound_gap']:,.3g}",
+        )
+    return table
+
+
+def _fits(fits: Sequence[Mapping[str, int]], settings: Mapping[str, Any]) -> Table | Text:
+    if not fits:
+        return Text(f"In {size(settings['memory'])} not even one sequence of {settings['length']} tokens fits.")
+    table = Table(
+        title=f"What fits in {size(settings['memory'])}, as asked",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for head in ("rank", "largest batch", "peak of a step"):
+        table.add_column(head, justify="right")
+    for fit in fits:
+        table.add_row(str(fit["rank"]), str(fit["size"]), size(fit["peak_bytes"]))
+    return table
+
+
+def size(count: int | None) -> str:
+    """Return bytes in decimal units, or a dash.
+
+    Example:
+        >>> size(39_976_960 * 4), size(512), size(None)
+        ('160 MB', '512 B', '-')
+    """
+    if count is None:
+        return "-"
+    for unit, step in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= step:
+            return f"{count / step:.3g} {unit}" if count < 1000 * step else f"{count / step:,.0f} {unit}"
+    return f"{count} B"
+
+
+def _count(number: int) -> str:
+    for unit, step in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= step:
+            return f"{number / step:,.4g} {unit}"
+    return str(number)
+
+
+def _share(fraction: float) -> str:
+    return f"{fraction:.0%}" if fraction >= 0.1 else f"{fraction:.2%}"
