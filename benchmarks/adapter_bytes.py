@@ -1,9 +1,8 @@
 """Bytes of an adapter on disk: PEFT's file against the seed-compressed folder, for the same frozen-``A`` adapter.
 
-Models are made of their shapes alone (meta device). Bytes of a safetensors file follow from its header's rule: 8 bytes
-of length, the JSON header padded to 8, then the values. ``asymlora.json`` and ``adapter_config.json`` are counted too,
-in full. The rule is checked in the same run against both forms of a really written small adapter and against the file
-that PEFT writes for it, byte for byte.
+Models are made of their shapes alone (meta device). Tensor files are counted by `asymlora.theory.file_size`;
+``asymlora.json`` and ``adapter_config.json`` are counted too, in full. The rule is checked in the same run against both
+forms of a really written small adapter and against the file that PEFT writes for it, byte for byte.
 Prints a table and writes JSON beside this file, in ``results/``.
 """
 
@@ -34,6 +33,7 @@ import asymlora as al
 from asymlora.adapter_file import AdapterFile, json_bytes
 from asymlora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, describe_adapter
 from asymlora.own_file import FACTORS_FILE, OWN_FILE, OwnFile
+from asymlora.theory.file_size import safetensors_bytes
 from asymlora.train.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -72,18 +72,9 @@ MODELS = {
 """Architecture by name, and its targets for queries and values (GPT-2 has them in one layer)."""
 
 
-def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Return the size of a safetensors file with these shapes, metadata ``{"format": "pt"}``."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    # The format's writer puts wider types first, and names in order within a type.
-    for key, value in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
-        size = value.numel() * value.element_size()
-        dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[value.dtype]
-        header[key] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [at, at + size]}
-        at += size
-    length = len(json.dumps(header, separators=(",", ":")))
-    return 8 + (length + 7) // 8 * 8 + at
+def tensor_file_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Return the size of a safetensors file with tensors of these shapes and types."""
+    return safetensors_bytes({k: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for k, t in tensors.items()})
 
 
 def folder_bytes(file: AdapterFile) -> dict[str, dict[str, int]]:
@@ -101,11 +92,11 @@ def folder_bytes(file: AdapterFile) -> dict[str, dict[str, int]]:
     }
     return {
         "peft": {
-            WEIGHTS_FILE: safetensors_bytes(file.peft_tensors()),
+            WEIGHTS_FILE: tensor_file_bytes(file.peft_tensors()),
             CONFIG_FILE: len(json_bytes(file.config, indent=2)),
             OWN_FILE: len(json_bytes(own["peft"], indent=2)),
         },
-        "seed": {FACTORS_FILE: safetensors_bytes(seeded), OWN_FILE: len(json_bytes(own["seed"], indent=None))},
+        "seed": {FACTORS_FILE: tensor_file_bytes(seeded), OWN_FILE: len(json_bytes(own["seed"], indent=None))},
     }
 
 

@@ -50,7 +50,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 # --- mistakes ------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "no command": ((), r"expected \"command\" to be one of \{finetune,predict,merge,convert\}"),
+    "no command": ((), r"expected \"command\" to be one of \{finetune,predict,merge,convert,"),
     "unknown command": (("finetun",), r"invalid choice: 'finetun' \(choose from .*finetune"),
     "misspelt option": (
         ("finetune", "--train.stepz", "3"),

@@ -128,6 +128,8 @@ def _setting(options: dict[str, Any]) -> tuple[nn.Module, Batch, Training]:
         length=options.get("length", 512),
         itemsize=itemsize,
         attention=attention_kernel(attention, device=device),
+        device=device,
+        input_grad=bool(options.get("checkpointing")),
         kernel=device == "cpu" and itemsize == 4 and kernel() is not None,
     )
     training = Training(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from asymlora.report.tables import plain_table
 
 
 def estimate_tables(
@@ -31,15 +32,10 @@ def estimate_tables(
 
 
 def _memory(ways: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Table:
-    table = Table(
-        title=f"Memory for {settings['size']} x {settings['length']} tokens of {settings['model']}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        caption="Frozen: base weights. State: trained values, gradients, optimizer. Kept: activations for backward."
+    table = plain_table(
+        f"Memory for {settings['size']} x {settings['length']} tokens of {settings['model']}",
+        "Frozen: base weights. State: trained values, gradients, optimizer. Kept: activations for backward."
         " Peak of a step, tensors only: the process, the device's context and the allocator's rounding come on top.",
-        caption_justify="left",
     )
     table.add_column("way", no_wrap=True)
     for head in ("trained", "of all", "frozen", "state", "kept", "peak"):
@@ -58,15 +54,10 @@ def _memory(ways: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> T
 def _work(ways: Sequence[Mapping[str, Any]]) -> Table:
     vacuous = [way for way in ways if way["bound_vacuous"]]
     said = f" A gap of 1 or more says nothing, as {len(vacuous)} of {len(ways)} here." if vacuous else ""
-    table = Table(
-        title="Work, files and the bound on the generalisation gap",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        caption="FLOPs: of a token in linear layers, forward and backward. Seeds: the file with frozen factors as seeds."
+    table = plain_table(
+        "Work, files and the bound on the generalisation gap",
+        "FLOPs: of a token in linear layers, forward and backward. Seeds: the file if frozen factors are seeds."
         f" The bound is for losses in [0, 1]; what it supports is comparing ways.{said}",
-        caption_justify="left",
     )
     table.add_column("way", no_wrap=True)
     for head in ("FLOPs", "of full", "file", "seeds", "nats", "gap"):
@@ -89,13 +80,7 @@ def _work(ways: Sequence[Mapping[str, Any]]) -> Table:
 def _fits(fits: Sequence[Mapping[str, int]], settings: Mapping[str, Any]) -> Table | Text:
     if not fits:
         return Text(f"In {size(settings['memory'])} not even one sequence of {settings['length']} tokens fits.")
-    table = Table(
-        title=f"What fits in {size(settings['memory'])}, as asked",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = plain_table(f"What fits in {size(settings['memory'])}, as asked")
     for head in ("rank", "largest batch", "peak of a step"):
         table.add_column(head, justify="right")
     for fit in fits:

@@ -5,9 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+
+def plain_table(title: str, caption: str | None = None) -> Table:
+    """Return an empty table without frame, for many columns in 80 characters.
+
+    Args:
+        title: Line above it.
+        caption: Lines below it.
+
+    Returns:
+        The table.
+    """
+    return Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
 
 
 def closing_table(result: Mapping[str, Any], adapter: Mapping[str, Any]) -> Group:

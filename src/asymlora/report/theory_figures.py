@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from asymlora.report.plots import Figure, line_plot
+from asymlora.report.tables import plain_table
 from asymlora.theory.best_rates import best_rate
 from asymlora.theory.width_fits import fit_slope
 from asymlora.theory.width_scaling import Exponent, scaling_exponents, stability_edge
@@ -28,18 +28,6 @@ STARTS = {
 """Names of `asymlora.theory.width_scaling.SCHEMES` for people; the variance of ``B`` is 1/r where no 1/n is said."""
 
 
-def _table(title: str, caption: str | None) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-
-
 def stability_table(records: Sequence[Record]) -> RenderableType:
     """Return measured exponents beside those of the calculus, and the slopes of the largest stable rates.
 
@@ -48,7 +36,7 @@ def stability_table(records: Sequence[Record]) -> RenderableType:
     """
     fits = [r for r in records if r["kind"] == "exponents"]
     parts = {"Z_A": "Z_A", "Z_B": "Z_B", "delta1": "δ1", "delta2": "δ2", "delta3": "δ3"}
-    table = _table(
+    table = plain_table(
         f"Exponents in the width after {fits[0]['step'] + 1} updates, and those of the calculus",
         "n^: the learning rate, of A and of B where they differ. Init[B] has variance 1/r, the others 1/n. Where"
         " measurement and calculus differ a sum of two orders is still settling at these widths.",
@@ -68,7 +56,7 @@ def stability_table(records: Sequence[Record]) -> RenderableType:
 
 
 def _edges(records: Sequence[Record]) -> Table:
-    table = _table("Largest stable learning rate: slope in the width", None)
+    table = plain_table("Largest stable learning rate: slope in the width")
     for head, justify in (("start", "left"), ("measured", "right"), ("by the calculus", "right")):
         table.add_column(head, justify=justify)  # pyright: ignore[reportArgumentType]
     for scheme in dict.fromkeys(r["scheme"] for r in records):
@@ -109,7 +97,7 @@ def toy_table(records: Sequence[Record]) -> RenderableType:
     Args:
         records: Of ``asymlora theory toy``.
     """
-    table = _table(
+    table = plain_table(
         f"Teacher and student: best of {len({r['rate'] for r in records})} learning rates by training loss",
         "Losses: mean over seeds. * The best rate is the grid's first or last: another may be better."
         " between: the lowest point of a parabola through the best rate and its neighbours.",
@@ -167,7 +155,7 @@ def gap_table(records: Sequence[Record]) -> RenderableType:
     Args:
         records: Of ``asymlora theory gap``.
     """
-    table = _table(
+    table = plain_table(
         "Which factor to train: B alone over a frozen A, or A alone under a frozen B",
         "by B, by A: fraction explained of what the wanted update moves. by rule: the ratio that the criterion gives.",
     )

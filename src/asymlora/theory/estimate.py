@@ -87,7 +87,7 @@ def estimate(
     Args:
         model: The base model; on ``meta`` it holds no values.
         spec: The adapter that is asked for.
-        batch: What runs through a step.
+        batch: What runs through a step; whether inputs take gradients follows from the way.
         training: Optimizer, checkpointing and how the base is stored.
         samples: Training samples, for the bound.
         name: What the table calls the way that is asked for.
@@ -108,6 +108,8 @@ def _estimate(
     model: nn.Module, way: str, spec: AdapterSpec | None, batch: Batch, training: Training, samples: int
 ) -> Estimate:
     shape = read_model(model, spec, full=spec is None)
+    # Frozen embeddings give no gradient on; a checkpointed block has to have one to run again.
+    batch = replace(batch, input_grad=spec is None or training.checkpointing)
     itemsize = 4 if spec is not None else shape.itemsize
     files: dict[str, Any] = {"file_bytes": shape.base_values * shape.itemsize, "seed_file_bytes": None}
     if spec is not None:
