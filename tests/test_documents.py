@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import operator
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import pytest
 import torch
 
 import asymlora as al
+from asymlora.theory.best_rates import best_rate
+from asymlora.theory.width_fits import fit_slope
 from asymlora.train.recipe import Recipe
 from cases import MODELS
 
@@ -93,6 +98,61 @@ def test_no_cell_of_the_stored_grids_is_slower_than_the_bounds_that_were_set() -
     for row in _rows("step_overhead_dropout"):
         assert row["ratio"] <= 1.0
     assert all(row["ratio"] < 1.0 for row in _rows("step_overhead_orders"))
+
+
+def test_the_overhead_is_at_most_four_tenths_of_pefts_in_the_geometric_mean() -> None:
+    ratios = [max(row["ratio"], 0.01) for row in _rows("step_overhead_grid")]
+    assert statistics.geometric_mean(ratios) <= 0.40
+
+
+THEORY = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
+
+
+def test_functions_that_the_theory_page_names_are_there() -> None:
+    named = set(re.findall(r"`(?:diagnostics\.)?([a-z_]+)\.([A-Za-z_.]+)(?:\(.*?\))?`", THEORY))
+    modules = {module for module, _ in named if (ROOT / "src/asymlora/theory" / f"{module}.py").exists()}
+    assert len(modules) >= 12
+    for module, name in named:
+        where = "diagnostics" if module == "similarity" else "theory"
+        if module in modules | {"similarity"}:
+            operator.attrgetter(name)(importlib.import_module(f"asymlora.{where}.{module}"))
+
+
+def test_tests_that_the_theory_page_names_are_there() -> None:
+    named = re.findall(r"`(test_\w+\.py)?(?:::)?(test_\w+)`", THEORY)
+    every = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests/theory").glob("test_*.py"))
+    assert len(named) >= 20
+    for file, name in named:
+        text = (ROOT / "tests/theory" / file).read_text(encoding="utf-8") if file else every
+        assert f"def {name}(" in text, (file, name)
+
+
+def test_simulated_figures_of_the_theory_page_are_the_stored_ones() -> None:
+    def records(name: str) -> list[dict[str, Any]]:
+        lines = (ROOT / "experiments" / "results" / f"theory_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    slopes: list[str] = []
+    edges = [r for r in records("stability") if r["kind"] == "largest stable rate"]
+    for scheme in ("init_a", "init_b", "init_b_small"):
+        rates: dict[int, list[float]] = {}
+        for row in edges:
+            if row["scheme"] == scheme:
+                rates.setdefault(row["width"], []).append(row["rate"])
+        found = fit_slope(list(rates), [statistics.geometric_mean(rate) for rate in rates.values()])
+        slopes.append(f"{found.exponent:.2f}")
+    assert re.findall(r"(-0\.\d\d) \(Init", THEORY) == slopes
+    toy = records("toy")
+    losses = {
+        scheme: [
+            f"{1000 * best_rate([r for r in toy if (r['width'], r['scheme']) == (width, scheme)]).loss:.1f}"
+            for width in (128, 256, 512, 1024)
+        ]
+        for scheme in ("init_a", "init_b")
+    }
+    assert f"({', '.join(losses['init_a'])} against {', '.join(losses['init_b'])} thousandths)" in THEORY.replace(
+        "\n", " "
+    )
 
 
 def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,8 +101,8 @@ def param_groups(
     Example:
         >>> from asymlora import AdapterSpec, attach
         >>> model = attach(nn.Sequential(nn.Linear(6, 4)), AdapterSpec.lora(rank=2))
-        >>> [(g["name"], g["lr"]) for g in param_groups(model, lr=1e-4, lr_B=1e-3)]
-        [('A', 0.0001), ('B', 0.001)]
+        >>> {group["name"]: group["lr"] for group in param_groups(model, lr=1e-4, lr_B=1e-3)}
+        {'A': 0.0001, 'B': 0.001}
 
     Source:
         Hayou, Ghosh, Yu 2024, "LoRA+": a larger rate for B. PEFT's ``create_loraplus_optimizer`` takes a ratio only,

@@ -127,7 +127,8 @@ def line_plot(
     if "x" in log:
         figure.update_xaxes(type="log", dtick=_steps_of_a_log_axis([float(row[x]) for row in rows]))
     if "y" in log:
-        figure.update_yaxes(type="log", exponentformat="power", dtick="D2")
+        step = _steps_of_a_log_axis([float(row[y]) for row in rows])
+        figure.update_yaxes(type="log", exponentformat="power", dtick=step)
     return Figure(figure)
 
 
@@ -226,9 +227,12 @@ def _lay_out(figure: Any, title: str, x_title: str, y_title: str, legend: str) -
 
 
 def _steps_of_a_log_axis(values: Sequence[float]) -> Any:
-    # Widths are powers of two, and a reader looks for them; other spans have the powers of ten.
-    powers = all(v > 0 and math.log2(v).is_integer() for v in values)
-    return math.log10(2) if powers and max(values) < 2**12 * min(values) else "D2"
+    # Widths are powers of two, and a reader looks for them; a short axis has 1, 2 and 5, a long one the powers of ten.
+    drawn = [value for value in values if math.isfinite(value) and value > 0]
+    span = max(drawn) / min(drawn)
+    if span < 2**12 and all(value >= 1 and math.log2(value).is_integer() for value in drawn):
+        return math.log10(2)
+    return "D2" if span <= 1000 else 1
 
 
 def _checked(records: Iterable[Record], needed: Sequence[str]) -> list[Record]:
