@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
         return finetune(Recipe.from_dict(settings), output=Path(folder) / "run").to_dict()
 
 
-def seeds(count: int) -> list[dict[str, Any]]:
+def seeds(chosen: Iterable[int]) -> list[dict[str, Any]]:
     """Return one result a seed."""
     rows: list[dict[str, Any]] = []
-    for seed in range(count):
+    for seed in chosen:
         result = measure({"data": {"seed": seed}, "adapter": {"seed": seed}, "train": {"seed": seed}})
         rows.append({"seed": seed, **result})
         print(
@@ -58,6 +59,7 @@ def main() -> None:
     """Parse the arguments, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--again", type=int, help="measure this seed anew and replace its stored row")
     parser.add_argument("--rates", type=float, nargs="+")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -68,7 +70,11 @@ def main() -> None:
         name, rows = "finetune_rates", rates(arguments.rates)
     else:
         print("| seed | head alone | adapter | gain, points | training, s | command, s |\n|---|---|---|---|---|---|")
-        name, rows = "finetune_margin", seeds(arguments.seeds)
+        name = "finetune_margin"
+        rows = seeds(range(arguments.seeds) if arguments.again is None else [arguments.again])
+        if arguments.again is not None:
+            stored = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+            rows = sorted([row for row in stored if row["seed"] != arguments.again] + rows, key=lambda row: row["seed"])
     RESULTS.mkdir(exist_ok=True)
     content = {"environment": environment(), "recipe": Recipe().to_dict(), "rows": rows}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -128,6 +128,7 @@ def test_what_it_does_not_take() -> None:
         (x[:0], A, B),
         (x.to("meta"), A, B),
         (x, A.t().contiguous().t(), B),
+        (torch.complex(x, x).conj().imag, A, B),  # holds the values of x and says that they are negated
     ]
     assert not any(takes(*other) for other in others)
 

@@ -82,3 +82,14 @@ def test_second_derivatives_say_what_to_do() -> None:
     loss = adapted_linear(x, W0, None, A, B, scaling=SCALING).square().sum()
     with pytest.raises(RuntimeError, match=r"no second derivative.*asymlora\.unfused\(model\)"):
         torch.autograd.grad(loss, x, create_graph=True)
+
+
+@needs_kernel
+def test_a_gradient_that_says_it_is_negated_is_read_so() -> None:
+    x, W0, A, B = _draw(5, 6).requires_grad_(), _draw(7, 6), _draw(2, 6), _draw(7, 2)
+    grad = _draw(5, 7, seed=9)
+    negated = torch.complex(grad, -grad).conj().imag
+    assert negated.is_neg()
+    out = adapted_linear(x, W0, None, A, B, scaling=SCALING)
+    (found,) = torch.autograd.grad(out, x, negated)
+    torch.testing.assert_close(found, grad @ (W0 + SCALING * B @ A))

@@ -133,6 +133,7 @@ def takes(x: Tensor, A: Tensor, B: Tensor) -> bool:
         and B.is_cpu
         and A.is_contiguous()
         and x.numel() > 0
+        and not (x.is_neg() or A.is_neg() or B.is_neg())
         and kernel() is not None
         and not torch._C._are_functorch_transforms_active()
     )

@@ -87,7 +87,7 @@ class KernelProduct(torch.autograd.Function):
         x, code, W0, A, B = ctx.saved_tensors
         x_grad, out_grad, *_ = ctx.needs_input_grad
         scaling: float = ctx.scaling
-        g = grad.contiguous()
+        g = grad.resolve_neg().contiguous()
         grad_x = added_to = None
         if x_grad:
             if ctx.folds:
