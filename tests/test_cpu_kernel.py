@@ -28,9 +28,9 @@ EPSILON = 2.0**-24
 def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Give an empty cache, and forget the kernel of this process before and after."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu_kernel._made.cache_clear()
+    cpu_kernel._cached.cache_clear()
     yield tmp_path / "asymlora"
-    cpu_kernel._made.cache_clear()
+    cpu_kernel._cached.cache_clear()
 
 
 def _products() -> Kernel:
@@ -78,7 +78,7 @@ def test_every_product_is_that_of_float64_to_the_rounding_of_float32(
     again = before.clone()
     _products().add(again, x, A, rows, SCALING, code=code)
     assert again.equal(out)
-    grad_A, grad_rows = _products().backward(g, A, rows, x=x, code=code, grad_x=grad_x, scaling=SCALING)
+    grad_A, grad_rows = _products().backward(g, A, rows, x=x, code=code, grad_x=grad_x, sizes=(r, n), scaling=SCALING)
     g_code = _products().code(g, rows)
     assert grad_A is not None
     assert grad_rows is not None
@@ -108,7 +108,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(tokens: int, n: int, m:
             torch.set_num_threads(threads)
             out, grad_x = torch.zeros(tokens, m), torch.zeros(tokens, n)
             code = _products().add(out, x, A, rows, SCALING)
-            grads = _products().backward(g, A, rows, x=x, code=code, grad_x=grad_x, scaling=SCALING)
+            grads = _products().backward(g, A, rows, x=x, code=code, grad_x=grad_x, sizes=(r, n), scaling=SCALING)
             seen.append([out, code, grad_x, *(t for t in grads if t is not None)])
     finally:
         torch.set_num_threads(before)
@@ -167,7 +167,7 @@ def test_it_is_built_once_and_read_from_a_folder_of_ones_own(afresh: Path) -> No
     (made,) = afresh.iterdir()
     first = made.stat()
     assert stat.S_IMODE(afresh.stat().st_mode) == 0o700
-    cpu_kernel._made.cache_clear()
+    cpu_kernel._cached.cache_clear()
     assert kernel() is not None
     assert list(afresh.iterdir()) == [made]
     assert made.stat().st_mtime_ns == first.st_mtime_ns
@@ -177,7 +177,7 @@ def test_it_is_built_once_and_read_from_a_folder_of_ones_own(afresh: Path) -> No
 def test_a_folder_that_others_can_write_to_is_not_read(afresh: Path) -> None:
     afresh.mkdir(parents=True)
     afresh.chmod(0o777)
-    (afresh / f"cpu_kernel-{cpu_kernel._address(_compiler())}.so").write_bytes(b"not ours")
+    (afresh / f"cpu_kernel-{cpu_kernel._address([_compiler()])}.so").write_bytes(b"not ours")
     assert kernel() is not None
     assert len(list(afresh.iterdir())) == 1
 
@@ -190,11 +190,11 @@ def _compiler() -> str:
 
 @needs_kernel
 def test_another_source_has_another_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    address = cpu_kernel._address(_compiler())
+    address = cpu_kernel._address([_compiler()])
     changed = tmp_path / "cpu_kernel.c"
     changed.write_text(cpu_kernel.SOURCE.read_text() + "\n")
     monkeypatch.setattr(cpu_kernel, "SOURCE", changed)
-    assert cpu_kernel._address(_compiler()) != address
+    assert cpu_kernel._address([_compiler()]) != address
 
 
 @pytest.mark.usefixtures("afresh")
@@ -218,14 +218,77 @@ def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_compiler_that_fails_is_named_with_what_it_said(
     afresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    broken = tmp_path / "broken-cc"
-    broken.write_text("#!/bin/sh\necho 'no room left' >&2\nexit 1\n")
-    broken.chmod(0o755)
+    broken = _broken_compiler(tmp_path)
     monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("PATH", "")
     assert kernel() is None
     assert "broken-cc" in status()
     assert "no room left" in status()
     assert not list(afresh.glob("*"))
+
+
+@needs_kernel
+def test_another_compiler_is_tried_after_one_that_fails(
+    afresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CC", str(_broken_compiler(tmp_path)))
+    assert kernel() is not None
+    assert len(list(afresh.glob("*"))) == 1
+
+
+def _broken_compiler(folder: Path) -> Path:
+    broken = folder / "broken-cc"
+    broken.write_text("#!/bin/sh\necho 'no room left' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    return broken
+
+
+@needs_kernel
+@pytest.mark.parametrize("size", [0, 1000, 8000, -1])
+def test_a_file_that_is_not_what_was_written_is_built_again(afresh: Path, size: int) -> None:
+    assert kernel() is not None
+    (made,) = afresh.iterdir()
+    whole = made.read_bytes()
+    made.write_bytes(whole[:size])
+    cpu_kernel._cached.cache_clear()
+    assert kernel() is not None
+    assert made.stat().st_size == len(whole)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+
+
+@needs_kernel
+def test_a_file_that_others_can_write_to_is_not_loaded(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel() is not None
+    (made,) = afresh.iterdir()
+    made.chmod(0o666)
+    cpu_kernel._cached.cache_clear()
+    loaded: list[str] = []
+    original = cpu_kernel._tried
+    monkeypatch.setattr(cpu_kernel, "_tried", lambda path: (loaded.append(path), original(path))[1])
+    assert kernel() is not None
+    assert not any(path.startswith("/proc/self/fd") for path in loaded)
+
+
+@needs_kernel
+def test_a_forked_process_computes_by_torch() -> None:
+    code = (
+        "import os, torch\nfrom asymlora.cpu_kernel import kernel, status\nassert kernel() is not None\n"
+        "pid = os.fork()\n"
+        "if pid == 0: os._exit(0 if kernel() is None and 'forked' in status() else 1)\n"
+        "raise SystemExit(os.waitpid(pid, 0)[1])"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, timeout=60).returncode == 0
+
+
+@needs_kernel
+def test_a_first_call_inside_a_transform_neither_builds_nor_fails() -> None:
+    code = (
+        "import torch\nfrom asymlora.ops import adapted_linear\n"
+        "x, W, A, B = torch.randn(3, 5, 6), torch.randn(7, 6), torch.randn(2, 6), torch.randn(7, 2)\n"
+        "f = lambda x: adapted_linear(x, W, None, A, B, scaling=0.5)\n"
+        "torch.testing.assert_close(torch.func.vmap(f)(x), x @ (W + 0.5 * B @ A).t())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 @needs_kernel

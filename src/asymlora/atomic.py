@@ -12,16 +12,19 @@ from pathlib import Path
 STAGING_PREFIX = ".incomplete-"
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
     """Write a file through a staging file and a rename, flushed to disk.
 
     Args:
         path: Final name; replaced if it exists.
         content: Text (written as UTF-8) or bytes.
+        mode: Permissions; None: what the process gives by default.
     """
     staging = path.with_name(f"{STAGING_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with staging.open("wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

@@ -22,10 +22,8 @@ typedef float half_vec __attribute__((vector_size(2 * LANES)));
 #define UNROLL _Pragma("GCC unroll 16")
 
 /* A value that was loaded stays in a register; without this the load is repeated inside each multiplication. */
-#if defined(__x86_64__)
+#ifdef __AVX__
 #define HELD(v) __asm__("" : "+x"(v))
-#elif defined(__aarch64__) && LANES == 4
-#define HELD(v) __asm__("" : "+w"(v))
 #else
 #define HELD(v) (void)(v)
 #endif
@@ -196,8 +194,8 @@ static void gradient(const float *code, long tokens, long r, const float *y, lon
 /* code = x a^T; then, unless out is NULL, out += s * code bt. With has_code the code is given.
    x (T, n), a (r, n), bt (r, m), code (T, r), out (T, m). */
 void asymlora_forward(float *out, const float *x, const float *a, const float *bt, float *code, int has_code,
-                      long tokens, long n, long m, long r, float s) {
-#pragma omp parallel for schedule(static)
+                      long tokens, long n, long m, long r, float s, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (tokens > BLOCK)
     for (long t = 0; t < tokens; t += BLOCK) {
         long rows = least(tokens - t, BLOCK);
         if (!has_code) dots(x + t * n, rows, n, a, r, code + t * r);
@@ -210,8 +208,8 @@ void asymlora_forward(float *out, const float *x, const float *a, const float *b
    g (T, m), x (T, n), a and grad_a (r, n), bt and grad_b (r, m), code and g_code (T, r), grad_x (T, n). */
 void asymlora_backward(const float *g, const float *x, const float *a, const float *bt, const float *code,
                        float *g_code, float *grad_x, float *grad_a, float *grad_b, long tokens, long n, long m, long r,
-                       float s) {
-#pragma omp parallel
+                       float s, int threads) {
+#pragma omp parallel num_threads(threads) if (tokens > BLOCK)
     {
         if (g_code) {
 #pragma omp for schedule(static)

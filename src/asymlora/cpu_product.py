@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import Tensor
 
-from asymlora.cpu_kernel import Kernel, kernel, rows_of
+from asymlora.autocasting import as_written
+from asymlora.cpu_kernel import Kernel, is_float32, kernel, readable, rows_of, runs_as_called
 from asymlora.orders import LOW_RANK, Order
 
 NO_SECOND_DERIVATIVE = (
@@ -58,21 +59,26 @@ class KernelProduct(torch.autograd.Function):
         code = None
         if order.folds_forward:
             assert W0 is not None
-            if B_grad:
-                code = products.code(x, A)
             result = F.linear(x, torch.addmm(W0, B, A, alpha=scaling), bias)
+        elif W0 is not None:
+            result = F.linear(x, W0, bias)
         else:
-            if W0 is not None:
-                result = F.linear(x, W0, bias)
-            else:
-                assert out is not None
-                result = out.clone(memory_format=torch.contiguous_format)
+            assert out is not None
+            result = out.clone(memory_format=torch.contiguous_format)
+        result = _checked(x, A, B, result)
+        if not order.folds_forward:
             code = products.add(result, x, A, rows_of(B), scaling)
+        elif B_grad:
+            code = products.code(x, A)
         # Backward of a layer whose input needs no gradient does not read the base.
         ctx.save_for_backward(
-            x if A_grad else None, code if B_grad else None, W0 if x_grad else None, A, B if x_grad or A_grad else None
+            x if A_grad else None,
+            code if B_grad else None,
+            W0 if x_grad else None,
+            A if x_grad else None,
+            B if x_grad or A_grad else None,
         )
-        ctx.scaling, ctx.folds = scaling, order.folds_backward
+        ctx.scaling, ctx.folds, ctx.sizes = scaling, order.folds_backward, A.shape
         return result
 
     @staticmethod
@@ -86,20 +92,60 @@ class KernelProduct(torch.autograd.Function):
             raise RuntimeError(NO_SECOND_DERIVATIVE)
         x, code, W0, A, B = ctx.saved_tensors
         x_grad, out_grad, *_ = ctx.needs_input_grad
-        scaling: float = ctx.scaling
-        g = grad.resolve_neg().contiguous()
-        grad_x = added_to = None
+        # Hooks may have brought other tensors back, and the gradient is whatever the graph above gives.
+        native = readable(grad) and all(map(is_float32, ctx.saved_tensors)) and runs_as_called()
+        if not native:
+            with as_written("cpu"):
+                grads = _by_torch(ctx, grad)
+            return grads[0], grad if out_grad else None, *grads[1:], None
+        g = grad.contiguous()
+        grad_x = None
         if x_grad:
-            if ctx.folds:
-                grad_x = torch.matmul(g, torch.addmm(W0, B, A, alpha=scaling))
-            elif W0 is not None:
-                grad_x = added_to = torch.matmul(g, W0)
-            else:
-                grad_x = added_to = g.new_zeros(*g.shape[:-1], A.shape[1])
+            weight = torch.addmm(W0, B, A, alpha=ctx.scaling) if ctx.folds else W0
+            grad_x = torch.matmul(g, weight) if weight is not None else g.new_zeros(*g.shape[:-1], ctx.sizes[1])
         grad_A, grad_rows = _kernel().backward(
-            g, A, None if B is None else rows_of(B), x=x, code=code, grad_x=added_to, scaling=scaling
+            g,
+            None if A is None else A.contiguous(),
+            None if B is None else rows_of(B),
+            x=None if x is None else x.contiguous(),
+            code=None if code is None else code.contiguous(),
+            grad_x=None if ctx.folds else grad_x,
+            sizes=ctx.sizes,
+            scaling=ctx.scaling,
         )
-        return grad_x, grad if out_grad else None, grad_A, grad_rows.t() if grad_rows is not None else None, None
+        grad_B = None if grad_rows is None else grad_rows.t()
+        return grad_x, grad if out_grad else None, grad_A, grad_B, None
+
+
+def _by_torch(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of ``x``, ``A`` and ``B``, for gradients and saved tensors of any kind."""
+    x, code, W0, A, B = ctx.saved_tensors
+    g = grad.reshape(-1, grad.shape[-1])
+    grad_x = grad_A = None
+    grad_B = ctx.scaling * (g.t() @ code) if code is not None else None
+    if B is not None:
+        g_code = ctx.scaling * (g @ B)
+        if x is not None:
+            grad_A = g_code.t() @ x.reshape(-1, x.shape[-1])
+        if A is not None:
+            grad_x = g_code @ A if W0 is None else g @ W0 + g_code @ A
+            grad_x = grad_x.reshape(*grad.shape[:-1], A.shape[1])
+    return grad_x, grad_A, grad_B
+
+
+def _checked(x: Tensor, A: Tensor, B: Tensor, result: Tensor) -> Tensor:
+    """Return the base layer's output without gaps; refuse what C would read or write beyond its end.
+
+    Raises:
+        RuntimeError: Shapes do not fit.
+    """
+    (r, n), (m, of_B), (*_, of_x), (*_, of_out) = A.shape, B.shape, x.shape, result.shape
+    if of_x != n or of_B != r or of_out != m or result.numel() * n != x.numel() * m:
+        raise RuntimeError(
+            f"An input of shape {tuple(x.shape)}, A {tuple(A.shape)}, B {tuple(B.shape)} and a base output of shape"
+            f" {tuple(result.shape)} do not fit: they are (..., n), (r, n), (m, r) and (..., m)."
+        )
+    return result.contiguous()  # that of a sparse weight is not
 
 
 def _kernel() -> Kernel:

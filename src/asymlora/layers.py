@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules import module as torch_module
 
+from asymlora.autocasting import autocasts
 from asymlora.ops import (
     adapted_linear,
     add_low_rank,
     add_low_rank_plain,
-    autocasts,
     laid_out,
     merged_weight,
 )

@@ -8,14 +8,14 @@ trained is decided elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import Tensor
 
-from asymlora.cpu_kernel import takes
+from asymlora.autocasting import as_written
+from asymlora.cpu_kernel import readable, takes
 from asymlora.cpu_product import NO_SECOND_DERIVATIVE, Frozen, KernelProduct
 from asymlora.dropout import drop, drop_again, dropped
 from asymlora.orders import KERNEL_COSTS, LOW_RANK, NARROW_BELOW, Order, choose_order
@@ -114,7 +114,7 @@ def add_low_rank(
     Returns:
         Shape ``(..., m)``, a new tensor.
     """
-    if code is None and not dropout and takes(x, A, B) and out.dtype is x.dtype:
+    if code is None and not dropout and takes(x, A, B) and readable(out):
         return KernelProduct.apply(x, out, A, B, Frozen(None, None, scaling))
     dtype = _product_dtype(x, A)
     if out.dtype is B.dtype and (code is not None or (not dropout and x.dtype is A.dtype is out.dtype is dtype)):
@@ -204,7 +204,7 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         x_grad, _, _, _, A_grad, B_grad, _ = ctx.needs_input_grad
         x2 = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        with _as_written(x.device.type):
+        with as_written(x.device.type):
             read, state = drop(x2, plan.dropout) if plan.dropout else (x2, None)
             folds = plan.order.folds_forward
             code = _code(read, A, plan) if B_grad or not folds else None
@@ -236,7 +236,7 @@ class _Product(torch.autograd.Function):
         plan: _Plan = ctx.plan
         g = grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1])
         grad_x = grad_A = grad_B = g_code = None
-        with _as_written(g.device.type):
+        with as_written(g.device.type):
             if B_grad:
                 # Straight in the layout of B where that is no slower: what is not would be copied into it.
                 narrow = B.stride(0) == 1 or B.shape[1] < NARROW_BELOW
@@ -258,23 +258,6 @@ class _Product(torch.autograd.Function):
                     grad_x = _input_gradient(g, g_code, W0, A, state, plan)
                 grad_x = grad_x.to(dtype).view(shape)
         return grad_x, grad if out_grad else None, None, None, grad_A, grad_B, None
-
-
-def autocasts(kind: str) -> bool:
-    """Return whether autocast is on for a kind of device; torch cannot be asked about ``meta``.
-
-    Args:
-        kind: Type of a device.
-    """
-    return kind != "meta" and torch.is_autocast_enabled(kind)
-
-
-def _as_written(kind: str) -> AbstractContextManager[Any]:
-    # Autocast would change the dtype of single products in here.
-    return torch.autocast(kind, enabled=False) if autocasts(kind) else _AS_IT_IS
-
-
-_AS_IT_IS = nullcontext()
 
 
 def _input_gradient(
