@@ -23,13 +23,13 @@ test-optional: $(VENV)/dev
 test-all: test test-optional ## the tests and their optional parts
 
 check: $(VENV)/dev ## formatting, lints, types
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks experiments
+	$(BIN)/ruff check src tests benchmarks experiments
 	$(BIN)/pyright
 
 format: $(VENV)/dev
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks experiments
+	$(BIN)/ruff check --fix src tests benchmarks experiments
 
 bench: $(VENV)/dev ## measure what README and docs claim
 	$(BIN)/python benchmarks/finetune_margin.py

@@ -28,9 +28,9 @@ EPSILON = 2.0**-24
 def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Give an empty cache, and forget the kernel of this process before and after."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu_kernel._cached.cache_clear()
+    cpu_kernel.forget()
     yield tmp_path / "asymlora"
-    cpu_kernel._cached.cache_clear()
+    cpu_kernel.forget()
 
 
 def _products() -> Kernel:
@@ -167,7 +167,7 @@ def test_it_is_built_once_and_read_from_a_folder_of_ones_own(afresh: Path) -> No
     (made,) = afresh.iterdir()
     first = made.stat()
     assert stat.S_IMODE(afresh.stat().st_mode) == 0o700
-    cpu_kernel._cached.cache_clear()
+    cpu_kernel.forget()
     assert kernel() is not None
     assert list(afresh.iterdir()) == [made]
     assert made.stat().st_mtime_ns == first.st_mtime_ns
@@ -250,7 +250,7 @@ def test_a_file_that_is_not_what_was_written_is_built_again(afresh: Path, size: 
     (made,) = afresh.iterdir()
     whole = made.read_bytes()
     made.write_bytes(whole[:size])
-    cpu_kernel._cached.cache_clear()
+    cpu_kernel.forget()
     assert kernel() is not None
     assert made.stat().st_size == len(whole)
     assert stat.S_IMODE(made.stat().st_mode) == 0o600
@@ -261,7 +261,7 @@ def test_a_file_that_others_can_write_to_is_not_loaded(afresh: Path, monkeypatch
     assert kernel() is not None
     (made,) = afresh.iterdir()
     made.chmod(0o666)
-    cpu_kernel._cached.cache_clear()
+    cpu_kernel.forget()
     loaded: list[str] = []
     original = cpu_kernel._tried
     monkeypatch.setattr(cpu_kernel, "_tried", lambda path: (loaded.append(path), original(path))[1])

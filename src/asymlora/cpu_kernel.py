@@ -18,7 +18,6 @@ import stat
 import subprocess
 import tempfile
 import threading
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,12 +188,12 @@ def rows_of(B: Tensor) -> Tensor:
 
 def kernel() -> Kernel | None:
     """Return the compiled kernel, built by the first call in a machine's life; None where there is none."""
-    return _made().kernel
+    return (_found or _made()).kernel
 
 
 def status() -> str:
     """Return one sentence: that the kernel is in use, or why it is not."""
-    return _made().why
+    return (_found or _made()).why
 
 
 class _Made(NamedTuple):
@@ -210,22 +209,31 @@ def _after_fork() -> None:
     # The threads of OpenMP do not come along, and the first parallel region in the child would wait for them.
     global _forked
     _forked = True
-    _cached.cache_clear()
+    forget()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+_found: _Made | None = None
+
+
+def forget() -> None:
+    """Make the next call of `kernel` look for it anew."""
+    global _found
+    _found = None
+
+
 def _made() -> _Made:
-    if _cached.cache_info().currsize:
-        return _cached()
+    global _found
     with _lock:  # threads that call together build once
-        return _cached()
+        if _found is None:
+            _found = _look()
+        return _found
 
 
-@lru_cache(maxsize=1)
-def _cached() -> _Made:
+def _look() -> _Made:
     try:
         if os.environ.get(SWITCH) == "0":
             raise _UnavailableError(f"{SWITCH} is 0")

@@ -90,13 +90,13 @@ class KernelProduct(torch.autograd.Function):
         """
         if torch.is_grad_enabled():
             raise RuntimeError(NO_SECOND_DERIVATIVE)
-        x, code, W0, A, B = ctx.saved_tensors
+        saved = x, code, W0, A, B = ctx.saved_tensors
         x_grad, out_grad, *_ = ctx.needs_input_grad
         # Hooks may have brought other tensors back, and the gradient is whatever the graph above gives.
-        native = readable(grad) and all(map(is_float32, ctx.saved_tensors)) and runs_as_called()
+        native = readable(grad) and all(map(is_float32, saved)) and runs_as_called()
         if not native:
             with as_written("cpu"):
-                grads = _by_torch(ctx, grad)
+                grads = _by_torch(grad, *saved, scaling=ctx.scaling)
             return grads[0], grad if out_grad else None, *grads[1:], None
         g = grad.contiguous()
         grad_x = None
@@ -117,14 +117,22 @@ class KernelProduct(torch.autograd.Function):
         return grad_x, grad if out_grad else None, grad_A, grad_B, None
 
 
-def _by_torch(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _by_torch(
+    grad: Tensor,
+    x: Tensor | None,
+    code: Tensor | None,
+    W0: Tensor | None,
+    A: Tensor | None,
+    B: Tensor | None,
+    *,
+    scaling: float,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of ``x``, ``A`` and ``B``, for gradients and saved tensors of any kind."""
-    x, code, W0, A, B = ctx.saved_tensors
     g = grad.reshape(-1, grad.shape[-1])
     grad_x = grad_A = None
-    grad_B = ctx.scaling * (g.t() @ code) if code is not None else None
+    grad_B = scaling * (g.t() @ code) if code is not None else None
     if B is not None:
-        g_code = ctx.scaling * (g @ B)
+        g_code = scaling * (g @ B)
         if x is not None:
             grad_A = g_code.t() @ x.reshape(-1, x.shape[-1])
         if A is not None:
@@ -139,8 +147,8 @@ def _checked(x: Tensor, A: Tensor, B: Tensor, result: Tensor) -> Tensor:
     Raises:
         RuntimeError: Shapes do not fit.
     """
-    (r, n), (m, of_B), (*_, of_x), (*_, of_out) = A.shape, B.shape, x.shape, result.shape
-    if of_x != n or of_B != r or of_out != m or result.numel() * n != x.numel() * m:
+    (r, n), (m, of_B) = A.shape, B.shape
+    if x.shape[-1] != n or of_B != r or result.shape[-1] != m or result.numel() * n != x.numel() * m:
         raise RuntimeError(
             f"An input of shape {tuple(x.shape)}, A {tuple(A.shape)}, B {tuple(B.shape)} and a base output of shape"
             f" {tuple(result.shape)} do not fit: they are (..., n), (r, n), (m, r) and (..., m)."

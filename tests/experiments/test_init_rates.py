@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -142,11 +143,20 @@ def test_the_stored_verdict_follows_from_the_stored_runs(init_rates: ModuleType,
 
 def test_the_stored_figures_stand_in_the_readme(paired_runs: ModuleType) -> None:
     text = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
-    found = paired_runs.read_records(FOLDER / "results" / "init_rates.jsonl")[-1]
+    *records, found = paired_runs.read_records(FOLDER / "results" / "init_rates.jsonl")
     difference, error = found["test_accuracy_difference"]
     assert f"{100 * difference:+.2f} ± {100 * error:.2f} points" in text
     for arm in ("init_a", "init_b"):
         assert f"2^{math.log2(found[arm]['rate']):.0f} and {100 * found[arm]['test_accuracy']:.1f} %" in text
+    ratio = found["init_a"]["between_rates"] / found["init_b"]["between_rates"]
+    assert f"says {ratio:.1f} times" in text
+    smallest = [r for r in records if r["kind"] == "run" and r["rate"] == 2.0**-8]
+    means = [
+        statistics.mean(r["test_accuracy"] for r in smallest if r["scheme"] == arm) for arm in ("init_b", "init_a")
+    ]
+    assert f"({100 * means[0]:.1f} % against {100 * means[1]:.1f} %)" in text
+    base = next(r for r in records if r["kind"] == "base")
+    assert f"{100 * base['test_accuracy']:.1f} % on test rows" in text
     words = {True: "holds", False: "fails", None: "undecided"}
     assert f"C13, rates: {words[found['rates']]}." in text
     assert f"C13, accuracy: {words[found['accuracy']]}." in text
@@ -196,6 +206,16 @@ def test_a_sweep_goes_on_until_its_best_rate_is_interior(paired_runs: ModuleType
     asked.clear()
     paired_runs.sweep_octaves(run, (-6, -5), most=3)
     assert len(asked) == 3
+
+
+def test_Init_A_is_ahead_on_every_stored_seed(paired_runs: ModuleType) -> None:
+    *records, found = paired_runs.read_records(FOLDER / "results" / "init_rates.jsonl")
+    arms = [
+        {r["seed"]: r["test_accuracy"] for r in records if r.get("scheme") == arm and r["rate"] == found[arm]["rate"]}
+        for arm in ("init_a", "init_b")
+    ]
+    assert len(arms[0]) == 6
+    assert all(arms[0][seed] > arms[1][seed] for seed in arms[0])
 
 
 def test_arms_with_other_seeds_are_not_compared(paired_runs: ModuleType) -> None:

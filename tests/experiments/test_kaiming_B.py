@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -142,13 +143,22 @@ def test_the_stored_verdict_follows_from_the_stored_runs(kaiming_B: ModuleType, 
 
 def test_the_stored_figures_stand_in_the_readme(paired_runs: ModuleType) -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    found = paired_runs.read_records(FOLDER / "results" / "kaiming_B.jsonl")[-1]
+    *records, found = paired_runs.read_records(FOLDER / "results" / "kaiming_B.jsonl")
     for scheme, arm in found["arms"].items():
         lacking, error = arm["test_accuracy_lacking"]
         closed = arm["test_accuracy_closed"]
         cells = [f"`{scheme}`", f"{arm['rate']:.2e}", f"{100 * arm['test_accuracy']:.1f} %"]
         cells += [f"{100 * lacking:.2f} ± {100 * error:.2f}", "-" if closed is None else f"{100 * closed:.0f} %"]
         assert f"| {' | '.join(cells)} |" in text
+    rates = {kind: tuned["rate"] for kind, tuned in found["tuned"].items()}
+    assert 8 * rates["kaiming"] == rates["orthonormal"]
+    assert f"{rates['orthonormal'] / found['arms']['kaiming_rescaled']['rate']:.1f}" == "6.5"
+    slow = [r for r in records if r["kind"] == "tuning" and r["rate"] == 2.0**-4]
+    ahead, behind = (
+        statistics.mean(r["validation_accuracy"] for r in slow if r["scheme"] == kind)
+        for kind in ("kaiming", "orthonormal")
+    )
+    assert f"{100 * ahead:.1f} % against {100 * behind:.1f} %" in " ".join(text.split())
     assert f"Z11: {found['outcome']}." in " ".join(text.split())
 
 
@@ -177,3 +187,10 @@ def test_halves_of_the_digits_are_disjoint_and_complete(small_nets: ModuleType) 
     assert len(rows) == 1797
     assert torch.stack(rows).unique(dim=0).shape[0] == 1797
     assert all(set(part.labels.tolist()) == set(range(5)) for parts in (mine, other) for part in parts)
+
+
+def test_a_base_that_does_not_generalise_is_refused(small_nets: ModuleType) -> None:
+    how = small_nets.Pretraining(until=1.01, most_rounds=1, batch_size=8)
+    net, parts = small_nets.digit_net(width=8, seed=0), small_nets.digit_parts(seed=0, pretraining=True)
+    with pytest.raises(al.errors.DivergedError, match=r"wanted are 1\.01\. Train longer"):
+        small_nets.pretrain(net, parts, how, seed=0)
