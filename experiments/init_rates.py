@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired_runs import RESULTS, adapt, mean_and_error, paired, sweep_octaves, write_records
 from rich.console import Console
 from rich.table import Table
-from small_nets import Pretraining, TokenTask, Training, pretrain, token_net, token_parts
 from torch import nn
 
 from asymlora import AdapterSpec
 from asymlora.report.tables import plain_table
 from asymlora.theory.best_rates import best_rate
+from paired_runs import RESULTS, adapt, mean_and_error, paired, sweep_octaves, write_records
+from small_nets import Pretraining, TokenTask, Training, pretrain, token_net, token_parts
 
 ARMS = {"init_a": AdapterSpec.init_a, "init_b": AdapterSpec.init_b}
 

@@ -34,15 +34,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired_runs import RESULTS, adapt, mean_and_error, paired, sweep_octaves, write_records
 from rich.console import Console
 from rich.table import Table
-from small_nets import Pretraining, Training, digit_net, digit_parts, pretrain
 from torch import nn
 
 from asymlora import AdapterSpec, FactorSpec, sites
 from asymlora.report.tables import plain_table
 from asymlora.theory.best_rates import BestRate, best_rate
+from paired_runs import RESULTS, adapt, mean_and_error, paired, sweep_octaves, write_records
+from small_nets import Pretraining, Training, digit_net, digit_parts, pretrain
 
 FROZEN_B = {
     "orthonormal": FactorSpec(init="orthonormal", trainable=False),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_nets import Parts, Training, evaluate, train_steps
 from torch import nn
 
 from asymlora import AdapterSpec, attach, param_groups
@@ -17,6 +16,7 @@ from asymlora.atomic import write_file
 from asymlora.errors import SpecError
 from asymlora.theory.best_rates import best_rate
 from asymlora.train.run_folder import environment
+from small_nets import Parts, Training, evaluate, train_steps
 
 RESULTS = Path(__file__).parent / "results"
 
