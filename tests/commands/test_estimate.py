@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
+from transformers import BertConfig, LlamaConfig, MistralConfig
 
 from asymlora.cli import main
 from asymlora.commands.estimate import memory_bytes
@@ -88,6 +88,8 @@ def test_tables_say_what_is_where(config: str, capsys: pytest.CaptureFixture[str
         (("embedded:minilm", "--memory", "24 apples"), "--memory 24 apples is no amount of memory"),
         (("embedded:minilm-l6", "--adapter.rank", "0"), "rank"),
         (("embedded:minilm-l6", "--dtype", "int7"), "dtype"),
+        (("embedded:minilm-l6", "--samples", "0"), "samples=0 must be at least 1"),
+        (("embedded:minilm-l6", "--memory", ""), "no amount of memory"),
     ],
 )
 def test_mistakes_are_named(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,3 +108,27 @@ def test_no_amounts_of_memory(text: str) -> None:
 )
 def test_amounts_of_memory(text: str, wanted: int) -> None:
     assert memory_bytes(text) == wanted
+
+
+def test_nothing_is_said_of_what_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    content = {**MistralConfig(**WIDE).to_dict(), "architectures": ["MistralForCausalLM"]}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    printed = _json(capsys, str(file), "--memory", "24GB")
+    assert printed["fits"] is None
+    assert all(way["flops_forward"] is way["peak_bytes"] is None for way in printed["ways"])
+    assert main(["estimate", str(file), "--memory", "24GB"]) == 0
+    assert "are not known" in " ".join(capsys.readouterr().out.split())
+
+
+def test_attention_dropout_takes_the_kernel_that_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("embedded:minilm-l6", "--device", "cpu", "--dtype", "float32")
+    assert _json(capsys, *given)["settings"]["attention"] == "math"  # dropout 0.1
+
+
+def test_a_head_that_is_not_known_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    content = {**BertConfig(**WIDE).to_dict(), "architectures": ["BertForMaskedLM"]}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert main(["estimate", str(file)]) == 0
+    assert "Without the head of BertForMaskedLM" in " ".join(capsys.readouterr().out.split())

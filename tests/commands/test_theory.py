@@ -63,7 +63,14 @@ def test_gap_counts_the_winner_in_each_case(tmp_path: Path, capsys: pytest.Captu
     [
         (("gap", "--figure", "plot.png"), "--figure plot.png has no ending that is known. Allowed: .html, .svg"),
         (("gap", "--records", "no/such/records.jsonl"), "there is no folder no/such"),
-        (("gap", "--seeds", "-1"), "draws=-1"),
+        (("gap", "--seeds", "-1"), "--seeds -1 must hold numbers above 0"),
+        (("gap", "--seeds", "0"), "--seeds 0 must hold numbers above 0"),
+        (("toy", "--widths", "[]"), "--widths [] must hold numbers above 0"),
+        (("toy", "--rates", "[0.1,-0.1]"), "--rates [0.1, -0.1] must hold numbers above 0"),
+        (("toy", "--schemes", "[]"), "names no start"),
+        (("stability", "--widths", "[0,8]"), "--widths [0, 8] must hold numbers above 0"),
+        (("stability", "--widths", "[64]"), "allow no slope"),
+        (("gap", "--figure", ".svg/"), "no ending"),
         (("toy", "--schemes", "[init_c]"), "there is no scheme 'init_c'"),
         (("toy", "--rank", "0"), "rank=0 must be a whole number"),
         (("nothing",), "simulation"),
@@ -83,3 +90,14 @@ def test_help_of_each_simulation_lists_its_options(capsys: pytest.CaptureFixture
             main(["theory", *words, "--help"])
         assert stopped.value.code == 0
         assert option in capsys.readouterr().out
+
+
+def test_what_diverged_is_null_in_the_records_and_kept_though_no_table_can_be_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "toy.jsonl"
+    small = ("--widths", "[8]", "--seeds", "1", "--steps", "30", "--train_points", "20", "--teacher_width", "16")
+    assert main(["theory", "toy", *small, "--rates", "[1e20]", "--records", str(file)]) == 2
+    assert "diverged" in capsys.readouterr().err
+    assert all(record["train_loss"] is None for record in _records(file))
+    assert "Infinity" not in file.read_text(encoding="utf-8")

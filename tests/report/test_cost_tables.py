@@ -19,7 +19,7 @@ FULL = WAY | {"way": "full fine-tuning", "flops_backward": 5 * 10**10, "seed_fil
 SETTINGS: dict[str, Any] = {"model": "a/model", "size": 8, "length": 512, "memory": None}
 
 
-def _shown(fits: list[dict[str, int]], width: int = 80, **settings: Any) -> str:
+def _shown(fits: list[dict[str, int]] | None, width: int = 80, **settings: Any) -> str:
     console = Console(width=width, record=True, file=StringIO())
     console.print(estimate_tables([FULL, WAY], settings=SETTINGS | settings, fits=fits))
     return console.export_text()
@@ -40,6 +40,7 @@ def test_what_fits_is_a_table_or_a_sentence() -> None:
     assert next(line for line in shown.splitlines() if "39.5 GB" in line).split() == ["4", "11", "39.5", "GB"]
     assert "In 1 kB not even one sequence" in _shown([], memory=1000)
     assert "fits" not in _shown([])
+    assert "are not known" in _shown(None, memory=1000)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,17 @@ def test_a_configuration_that_names_no_class_gives_the_plain_network(tmp_path: P
     assert type(empty_model(str(file))).__name__ == "BertModel"
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", "{", '{"model_type": "no such thing"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[1]",
+        "{",
+        '{"model_type": "no such thing"}',
+        '{"model_type": "llama", "hidden_size": -4}',
+        '{"model_type": "llama", "num_attention_heads": 0}',
+    ],
+)
 def test_what_is_no_configuration_is_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "config.json"
     file.write_text(content, encoding="utf-8")
@@ -50,3 +60,10 @@ def test_a_path_to_nothing_is_named() -> None:
     with pytest.raises(DataNotFoundError, match=r"no model folder at \./nothing"):
         empty_model("./nothing")
     assert torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["LlamaConfig", "pipeline", "NoSuchModel"])
+def test_a_class_that_is_no_model_gives_the_plain_network(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(BertConfig(**SMALL).to_dict() | {"architectures": [name]}), encoding="utf-8")
+    assert type(empty_model(str(file))).__name__ == "BertModel"

@@ -62,6 +62,8 @@ def test_a_frozen_factor_saves_state_and_activations_and_two_products_of_flops()
     assert lora.saved_bytes is not None
     assert asked.saved_bytes < lora.saved_bytes
     adapted = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
+    assert lora.flops is not None
+    assert asked.flops is not None
     assert lora.flops.total - asked.flops.total == sum(2 * 4 * m.in_features for m in adapted)
     assert lora.bound.gap > asked.bound.gap
 
@@ -70,7 +72,9 @@ def test_four_bits_shrink_the_base_alone() -> None:
     ways = _ways(_bert())
     packed, plain = ways["as asked, nf4 base"], ways["as asked"]
     assert packed.base_bytes < plain.base_bytes
-    assert plain.base_bytes - packed.base_bytes == (plain.peak_bytes or 0) - (packed.peak_bytes or 0)
+    # One matrix at a time is unpacked: the largest has 32 x 64 values.
+    unpacked = 4 * 32 * 64
+    assert plain.base_bytes - packed.base_bytes - unpacked == (plain.peak_bytes or 0) - (packed.peak_bytes or 0)
     assert packed.training == plain.training
     assert list(_ways(_bert(), training=Training(base="nf4"))) == ["full fine-tuning", "LoRA", "as asked"]
 
@@ -93,9 +97,7 @@ def test_an_unknown_architecture_is_counted_without_activations() -> None:
     asked = _ways(model, al.AdapterSpec.b_only(rank=2, targets=("0", "2")))["as asked"]
     assert (asked.saved_bytes, asked.peak_bytes) == (None, None)
     assert asked.trained_values == 2 * (6 + 4)
-    # For each layer x W0, x A, (x A) B forward; g W0, g B, (g B) A and the gradient of B backward.
-    assert asked.flops.forward == 2 * (8 * 6 + 6 * 4) + 2 * 2 * (8 + 6 + 6 + 4)
-    assert asked.flops.backward == 2 * (8 * 6 + 6 * 4) + 2 * 2 * (8 + 6 + 6 + 4) + 2 * 2 * (6 + 4)
+    assert asked.flops is None
 
 
 def test_a_model_without_values_gives_the_same() -> None:

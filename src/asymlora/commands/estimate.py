@@ -64,15 +64,18 @@ def run(options: dict[str, Any]) -> int:
     from asymlora.report.tables import adapter_name
     from asymlora.schema import to_mapping
     from asymlora.theory.estimate import estimate
+    from asymlora.theory.model_shapes import read_model
     from asymlora.train.recipe import Recipe
 
-    memory = memory_bytes(options["memory"]) if options.get("memory") else None
+    memory = memory_bytes(options["memory"]) if options.get("memory") is not None else None
     spec = Recipe.from_dict({"adapter": options["adapter"]} if options.get("adapter") else {}).adapter
     model, batch, training = _setting(options)
     name = adapter_name(to_mapping(spec))
     ways = estimate(model, spec, batch=batch, training=training, samples=options.get("samples", 10_000), name=name)
-    fits = list(_fits(model, spec, batch, training, memory)) if memory else []
+    known = ways[0].peak_bytes is not None
+    fits = (list(_fits(model, spec, batch, training, memory)) if known else None) if memory else []
     settings = {"model": options["model"], **asdict(batch), **asdict(training), "memory": memory}
+    settings["head"] = type(model).__name__ if known and read_model(model).head is None else None
     if options.get("json"):
         print(json.dumps({"settings": settings, "ways": [way.to_dict() for way in ways], "fits": fits}, indent=1))
         return 0
@@ -115,6 +118,7 @@ def _setting(options: dict[str, Any]) -> tuple[nn.Module, Batch, Training]:
     from asymlora.cpu_kernel import kernel
     from asymlora.tasks.empty_models import empty_model
     from asymlora.theory.block_cost import Batch, attention_kernel
+    from asymlora.theory.model_shapes import read_model
     from asymlora.theory.step_peak import Training
 
     dtype, attention, device = (
@@ -123,11 +127,12 @@ def _setting(options: dict[str, Any]) -> tuple[nn.Module, Batch, Training]:
     )
     itemsize = getattr(torch, dtype).itemsize
     model = empty_model(options["model"], attention=attention).to(getattr(torch, dtype))
+    dropout = max((block.attention_dropout for block in read_model(model).blocks), default=0.0)
     batch = Batch(
         size=options.get("batch", 8),
         length=options.get("length", 512),
         itemsize=itemsize,
-        attention=attention_kernel(attention, device=device),
+        attention=attention_kernel(attention, device=device, dropout=dropout),
         device=device,
         input_grad=bool(options.get("checkpointing")),
         kernel=device == "cpu" and itemsize == 4 and kernel() is not None,
@@ -152,8 +157,6 @@ def _fits(
     def shape_at(rank: int) -> ModelShape:
         return read_model(model, replace(spec, rank=rank))
 
-    if not shape_at(1).blocks:
-        return
     for rank in sorted({*RANKS, spec.rank}):
         try:
             shape_at(rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,15 +80,34 @@ def run(options: dict[str, Any]) -> int:
         records = list(RUNS[name](given, progress))
     from asymlora.report import theory_figures
 
-    console.print(theory_figures.TABLES[name](records))
+    # First what took the time, whatever a table makes of it.
     if files["records"]:
-        lines = (json.dumps(record, allow_nan=True) for record in records)
+        lines = (json.dumps(_finite(record), allow_nan=False) for record in records)
         write_file(Path(files["records"]), "".join(f"{line}\n" for line in lines))
         display.stage(f"Records: {files['records']}")
+    console.print(theory_figures.TABLES[name](records))
     if files["figure"]:
         theory_figures.FIGURES[name](records).save(files["figure"])
         display.stage(f"Figure: {files['figure']}")
     return 0
+
+
+def _finite(record: Mapping[str, Any]) -> Record:
+    # JSON has no infinity and no not-a-number: null, as for what was not measured.
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def _checked(given: Mapping[str, Any], name: str, default: Sequence[Any] | int) -> Any:
+    """Return a chosen list of numbers above zero, or a number of seeds, or the default where none was given.
+
+    Raises:
+        SpecError: It is empty, or holds a number that is not above zero.
+    """
+    value = default if given.get(name) is None else given[name]
+    numbers = [value] if isinstance(value, int) else value
+    if not numbers or not all(0 < number < 1e30 for number in numbers):
+        raise SpecError(f"--{name} {value} must hold numbers above 0. Leave it out for the default: {default}.")
+    return value
 
 
 def check_file(path: str | None, option: str, endings: Sequence[str]) -> None:
@@ -105,6 +125,8 @@ def check_file(path: str | None, option: str, endings: Sequence[str]) -> None:
         return
     if Path(path).suffix not in endings:
         raise SpecError(f"--{option} {path} has no ending that is known. Allowed: {', '.join(endings)}.")
+    if Path(path).is_dir():
+        raise SpecError(f"--{option} {path} is a folder. Name a file.")
     if not Path(path).parent.is_dir():
         raise SpecError(f"--{option} {path}: there is no folder {Path(path).parent}. Make it first.")
 
@@ -113,12 +135,14 @@ def _toy(given: dict[str, Any], progress: Progress) -> Iterator[Record]:
     from asymlora.theory.teacher_student import TeacherStudent, sweep
 
     chosen = {key: given.pop(key, None) for key in ("widths", "schemes", "rates", "seeds")}
+    if chosen["schemes"] == []:
+        raise SpecError("--schemes [] names no start. Leave it out for the default: [init_a,init_b].")
     return sweep(
         TeacherStudent(**given),
-        widths=chosen["widths"] or WIDTHS["toy"],
+        widths=_checked(chosen, "widths", WIDTHS["toy"]),
         schemes=chosen["schemes"] or ["init_a", "init_b"],
-        rates=chosen["rates"] or [2.0**power for power in range(-11, -2)],
-        seeds=range(chosen["seeds"] or 3),
+        rates=_checked(chosen, "rates", [2.0**power for power in range(-11, -2)]),
+        seeds=range(_checked(chosen, "seeds", 3)),
         progress=progress,
     )
 
@@ -127,7 +151,9 @@ def _stability(given: dict[str, Any], progress: Progress) -> Iterator[Record]:
     from asymlora.theory.one_layer import OneLayerSettings
     from asymlora.theory.width_fits import PowerLaw, exponents, largest_stable_rate
 
-    widths, seeds = given.get("widths") or WIDTHS["stability"], tuple(range(given.get("seeds") or 6))
+    widths, seeds = _checked(given, "widths", WIDTHS["stability"]), tuple(range(_checked(given, "seeds", 6)))
+    if len(set(widths)) < 2:
+        raise SpecError(f"--widths {widths} allow no slope. Give two different ones or more.")
     rows = [(scheme, -power, None) for scheme in ("init_a", "init_b") for power in (1, 0.75, 0.5)]
     rows += [("init_a", -0.25, None), ("init_b_small", -0.5, None), ("init_ab", -0.5, None), ("init_ab", -1, None)]
     rows += [(scheme, -1, 0.0) for scheme in ("init_a", "init_b")]
@@ -157,7 +183,7 @@ def _stability(given: dict[str, Any], progress: Progress) -> Iterator[Record]:
 def _gap(given: dict[str, Any], progress: Progress) -> Iterator[Record]:
     from asymlora.theory.gap_draws import gap_draws
 
-    return gap_draws(draws=given.get("seeds") or 40, progress=progress)
+    return gap_draws(draws=_checked(given, "seeds", 40), progress=progress)
 
 
 RUNS: dict[str, Callable[[dict[str, Any], Progress], Iterator[Record]]] = {

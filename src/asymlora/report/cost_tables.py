@@ -13,14 +13,14 @@ from asymlora.report.tables import plain_table
 
 
 def estimate_tables(
-    ways: Sequence[Mapping[str, Any]], *, settings: Mapping[str, Any], fits: Sequence[Mapping[str, int]]
+    ways: Sequence[Mapping[str, Any]], *, settings: Mapping[str, Any], fits: Sequence[Mapping[str, int]] | None
 ) -> Group:
     """Return the tables of memory, of work and files, and of what fits.
 
     Args:
         ways: Records as `asymlora.theory.estimate.Estimate.to_dict` gives them.
         settings: Model, batch and how a step runs.
-        fits: Rank, largest batch and peak of each rank that fits.
+        fits: Rank, largest batch and peak of each rank that fits; None where peaks are not known.
 
     Returns:
         Something that rich prints.
@@ -32,10 +32,12 @@ def estimate_tables(
 
 
 def _memory(ways: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Table:
+    head = f" Without the head of {settings['head']}, which is not known." if settings.get("head") else ""
     table = plain_table(
         f"Memory for {settings['size']} x {settings['length']} tokens of {settings['model']}",
         "Frozen: base weights. State: trained values, gradients, optimizer. Kept: activations for backward."
-        " Peak of a step, tensors only: the process, the device's context and the allocator's rounding come on top.",
+        " Peak of a step, tensors only: the process, the device's context and the allocator's rounding come on top."
+        f" Factors are float32, all else as the model has it.{head}",
     )
     table.add_column("way", no_wrap=True)
     for head in ("trained", "of all", "frozen", "state", "kept", "peak"):
@@ -62,13 +64,13 @@ def _work(ways: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("way", no_wrap=True)
     for head in ("FLOPs", "of full", "file", "seeds", "nats", "gap"):
         table.add_column(head, justify="right", no_wrap=True)
-    whole = ways[0]["flops_forward"] + ways[0]["flops_backward"]
+    known = ways[0]["flops_forward"] is not None
     for way in ways:
-        flops = way["flops_forward"] + way["flops_backward"]
+        flops, whole = ((w["flops_forward"] + w["flops_backward"]) if known else 0 for w in (way, ways[0]))
         table.add_row(
             way["way"],
-            _count(flops),
-            f"{flops / whole:.0%}" if whole else "-",
+            _count(flops) if known else "-",
+            f"{flops / whole:.0%}" if known else "-",
             size(way["file_bytes"]),
             size(way["seed_file_bytes"]),
             f"{way['bound_nats']:.1e}",
@@ -77,7 +79,11 @@ def _work(ways: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _fits(fits: Sequence[Mapping[str, int]], settings: Mapping[str, Any]) -> Table | Text:
+def _fits(fits: Sequence[Mapping[str, int]] | None, settings: Mapping[str, Any]) -> Table | Text:
+    if fits is None:
+        return Text(
+            "The blocks of this architecture are not known, so nothing is said of activations, FLOPs and what fits."
+        )
     if not fits:
         return Text(f"In {size(settings['memory'])} not even one sequence of {settings['length']} tokens fits.")
     table = plain_table(f"What fits in {size(settings['memory'])}, as asked")

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from asymlora.errors import DataNotFoundError
+from asymlora.errors import AsymloraError, DataNotFoundError
 from asymlora.tasks.sources import find_model
 
 
@@ -27,17 +27,22 @@ def empty_model(name: str, *, revision: str | None = None, attention: str | None
 
     Raises:
         DataNotFoundError: There is no such configuration, or transformers does not know the architecture.
+        AsymloraError: The name leads nowhere, as `find_model` says.
     """
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     try:
         config = _config(name, revision)
-        named = [getattr(transformers, known, None) for known in config.architectures or ()]
+        named = [getattr(transformers, known, None) for known in list(config.architectures or ())[:1]]
         with torch.device("meta"):
-            if named and named[0] is not None:
+            if named and isinstance(named[0], type) and issubclass(named[0], PreTrainedModel):
                 return named[0]._from_config(config, **options)
             return AutoModel.from_config(config, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except AsymloraError:
+        raise
+    # A configuration is a user's file: what transformers makes of a wrong one is any kind of error.
+    except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        first = first if len(first) <= 200 else f"{first[:200]}..."
         raise DataNotFoundError(
             f"The configuration of {name!r} could not be read ({first}). Give a folder that transformers saved, a"
             " config.json with its model_type, or an id on the hub that this machine can reach."

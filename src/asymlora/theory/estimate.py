@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from asymlora.errors import SpecError
 from asymlora.factor_spec import PRESETS
 from asymlora.spec import AdapterSpec
 from asymlora.targets import match_saved_modules
@@ -33,7 +34,7 @@ class Estimate:
         peak_bytes: Most bytes of tensors that are live at once in a step; None likewise.
         file_bytes: Size of what is saved: the adapter's tensor file in PEFT's form, or all weights.
         seed_file_bytes: The same with frozen factors as seeds; None where nothing is an adapter.
-        flops: For one token, linear layers only.
+        flops: For one token, linear layers only; None where the architecture is not known.
         bound: On the expected gap between test and training loss.
     """
 
@@ -46,7 +47,7 @@ class Estimate:
     peak_bytes: int | None
     file_bytes: int
     seed_file_bytes: int | None
-    flops: Flops
+    flops: Flops | None
     bound: GapBound
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,8 +62,8 @@ class Estimate:
             "peak_bytes": self.peak_bytes,
             "file_bytes": self.file_bytes,
             "seed_file_bytes": self.seed_file_bytes,
-            "flops_forward": self.flops.forward,
-            "flops_backward": self.flops.backward,
+            "flops_forward": self.flops.forward if self.flops else None,
+            "flops_backward": self.flops.backward if self.flops else None,
             "bound_nats": self.bound.nats,
             "bound_gap": self.bound.gap,
             "bound_vacuous": self.bound.vacuous,
@@ -94,7 +95,12 @@ def estimate(
 
     Returns:
         One estimate a way. The ways over four bits are left out where the model's base is stored so already.
+
+    Raises:
+        SpecError: ``samples`` is below 1.
     """
+    if samples < 1:
+        raise SpecError(f"samples={samples} must be at least 1: the number of training samples, for the bound.")
     lora = replace(spec, **PRESETS["lora"], factor_pattern={}, shared_A=())
     ways = [("full fine-tuning", None, replace(training, base=None)), ("LoRA", lora, training)]
     if (spec.A, spec.B, spec.factor_pattern, spec.shared_A) != (lora.A, lora.B, lora.factor_pattern, lora.shared_A):
@@ -122,9 +128,7 @@ def _estimate(
         trained_values=shape.trained_values,
         trained_fraction=shape.trained_values / shape.base_values,
         base_bytes=base_bytes(shape, training.base) - sum(shape.saved_values) * shape.itemsize,
-        training=training_bytes(
-            shape.trained_shapes, itemsize=itemsize, optimizer=training.optimizer, master=training.master
-        ),
+        training=_training(shape, itemsize, training),
         saved_bytes=saved_bytes(shape.blocks, batch, checkpointing=training.checkpointing) if known else None,
         peak_bytes=step_peak(shape, batch, training).total if known else None,
         flops=_flops(shape, training),
@@ -133,9 +137,20 @@ def _estimate(
     )
 
 
-def _flops(shape: ModelShape, training: Training) -> Flops:
-    in_blocks = [layer for block in shape.blocks for layer in block.layers.values()]
-    layers = in_blocks or list(shape.adapted.values())
+def _training(shape: ModelShape, itemsize: int, training: Training) -> TrainingBytes:
+    # What is trained in full keeps the base's type, and factors are float32.
+    factors = [size for layer in shape.adapted.values() for size in layer.trained_shapes]
+    parts = [
+        training_bytes(sizes, itemsize=width, optimizer=training.optimizer, master=training.master)
+        for sizes, width in ((factors, itemsize), (shape.saved_values, shape.itemsize))
+    ]
+    return TrainingBytes(*map(sum, zip(*parts, strict=True)))
+
+
+def _flops(shape: ModelShape, training: Training) -> Flops | None:
+    if not shape.blocks:
+        return None
+    layers = [layer for block in shape.blocks for layer in block.layers.values()]
     total = flops_per_token(layers, checkpointing=training.checkpointing)
     for layer in shape.head.layers if shape.head is not None and not shape.head.pools else ():
         total = total + layer_flops(layer)
