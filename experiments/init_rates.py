@@ -17,22 +17,18 @@ Source:
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from asymlora import AdapterSpec
 from asymlora.report.tables import plain_table
 from asymlora.theory.best_rates import best_rate
-from paired_runs import RESULTS, adapt, mean_and_error, paired, sweep_octaves, write_records
+from paired_runs import adapt, mean_and_error, paired, run_command, sweep_octaves
 from small_nets import Pretraining, TokenTask, Training, pretrain, token_net, token_parts
 
 ARMS = {"init_a": AdapterSpec.init_a, "init_b": AdapterSpec.init_b}
@@ -169,19 +165,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments, run, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, help="number of paired seeds (default 6)")
-    parser.add_argument("--quick", action="store_true", help="tiny net, two rates: shows that the script runs")
-    parser.add_argument("--threads", type=int, default=1, help="one is fastest for a net this small (default)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "init_rates.jsonl")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    settings = QUICK if given.quick else FULL
-    if given.seeds:
-        settings = replace(settings, seeds=tuple(range(given.seeds)))
-    records = measure(settings)
-    write_records(given.output, asdict(settings), records)
-    Console().print(table(records))
+    ways = {"full": FULL, "quick": QUICK}
+    run_command("init_rates", __doc__, ways, measure=measure, table=table, arguments=arguments)
 
 
 if __name__ == "__main__":

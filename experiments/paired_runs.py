@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from asymlora import AdapterSpec, attach, param_groups
@@ -120,3 +123,39 @@ def write_records(path: Path, settings: Mapping[str, Any], records: Sequence[Map
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file, the settings first."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def run_command(
+    name: str,
+    words: str | None,
+    ways: Mapping[str, Any],
+    *,
+    measure: Callable[[Any], Sequence[Mapping[str, Any]]],
+    table: Callable[[Sequence[Mapping[str, Any]]], object],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Parse the arguments of an experiment, run it, print its table and write its records.
+
+    Args:
+        name: Of the records file.
+        words: What the experiment is.
+        ways: Settings of the whole run (``full``) and of a short one (``quick``), dataclasses with ``seeds``.
+        measure: Returns the records of some settings.
+        table: Returns what is printed of records.
+        arguments: Those of the command line; None takes the process's own.
+    """
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, help=f"number of paired seeds (default {len(ways['full'].seeds)})")
+    parser.add_argument("--quick", action="store_true", help="small net, two rates: shows that the script runs")
+    parser.add_argument("--threads", type=int, default=1, help="one is fastest for nets this small (default)")
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.jsonl")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    settings = ways["quick" if given.quick else "full"]
+    if given.seeds is not None:
+        if given.seeds < 1:
+            parser.error(f"--seeds {given.seeds} must be at least 1")
+        settings = replace(settings, seeds=tuple(range(given.seeds)))
+    records = measure(settings)
+    write_records(given.output, asdict(settings), records)
+    Console().print(table(records))

@@ -70,7 +70,8 @@ def _run(argv: list[str]) -> int:
     try:
         given = parser.parse_args(argv, defaults=False)
     except ArgumentError as error:
-        raise SpecError(f"{_readable(str(error))} See: asymlora --help, asymlora finetune --help.") from None
+        typed = argv[0] if argv and not argv[0].startswith("-") else "finetune"
+        raise SpecError(f"{_readable(str(error))} See: asymlora --help, asymlora {typed} --help.") from None
     options = given[given["command"]].as_dict() if given.get(given["command"]) else {}
     if given["command"] in _FILES:
         return _load(f"asymlora.commands.{given['command']}").run(options)

@@ -132,3 +132,5 @@ def test_a_head_that_is_not_known_is_named(tmp_path: Path, capsys: pytest.Captur
     file.write_text(json.dumps(content), encoding="utf-8")
     assert main(["estimate", str(file)]) == 0
     assert "Without the head of BertForMaskedLM" in " ".join(capsys.readouterr().out.split())
+    assert main(["estimate", "embedded:minilm-l6"]) == 0  # a network that has none
+    assert "Without the head" not in " ".join(capsys.readouterr().out.split())

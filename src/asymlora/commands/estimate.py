@@ -75,7 +75,8 @@ def run(options: dict[str, Any]) -> int:
     known = ways[0].peak_bytes is not None
     fits = (list(_fits(model, spec, batch, training, memory)) if known else None) if memory else []
     settings = {"model": options["model"], **asdict(batch), **asdict(training), "memory": memory}
-    settings["head"] = type(model).__name__ if known and read_model(model).head is None else None
+    lacks_head = known and getattr(model, "base_model", model) is not model and read_model(model).head is None
+    settings["head"] = type(model).__name__ if lacks_head else None
     if options.get("json"):
         print(json.dumps({"settings": settings, "ways": [way.to_dict() for way in ways], "fits": fits}, indent=1))
         return 0
