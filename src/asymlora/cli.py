@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import types
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except AsymloraError as error:
-        print(f"asymlora: {error}", file=sys.stderr)
+        if _is_first():
+            print(f"asymlora: {error}", file=sys.stderr)
         return EXIT_ERROR
     except OSError as error:
         print(f"asymlora: {error}. Nothing half-written was left under a final name.", file=sys.stderr)
@@ -46,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _is_first() -> bool:
+    # Of the processes that torchrun starts, one speaks. (train.processes has the same, but imports torch.)
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _run(argv: list[str]) -> int:
@@ -111,6 +118,7 @@ def _finetune(options: dict[str, Any]) -> int:
     from asymlora.train.recipe import Recipe
     from asymlora.train.run_folder import claim, stored_recipe
 
+    dry = bool(options.pop("dry_run", None))
     run = {key: options.pop(key, None) for key in ("output", "resume", "overwrite")}
     file = options.pop("recipe", None)
     resume, overwrite = bool(run["resume"]), bool(run["overwrite"])
@@ -125,8 +133,10 @@ def _finetune(options: dict[str, Any]) -> int:
         recipe = stored_recipe(folder.path)
     else:
         recipe = Recipe.load(file, options) if file else Recipe.from_dict(options)
+    if dry:
+        return _load("asymlora.commands.dry_run").run(recipe)
 
-    console = _load("rich.console").Console()
+    console = _load("rich.console").Console(quiet=not _is_first())
     from asymlora.report.console import RunDisplay
     from asymlora.report.tables import closing_table
 
@@ -142,7 +152,7 @@ def _finetune(options: dict[str, Any]) -> int:
     console.print()
     console.print(closing_table(result.to_dict(), to_mapping(recipe.adapter)))
     display.stage(f"\nAdapter: {result.folder}/adapter (PEFT loads it too)")
-    display.stage(f'Next: {_command()} predict {result.folder} "a text of yours"')
+    display.stage(f'Next: {_command()} predict {result.folder} "an input of yours"')
     return 0
 
 
@@ -154,8 +164,9 @@ def _command() -> str:
 def _predict(options: dict[str, Any]) -> int:
     _load("asymlora.train.callbacks").quiet_transformers()
     run = _load("asymlora.train.saved_run").load_run(options["run"])
-    for prediction in run.predict(options["text"]):
-        print(f"{prediction.label}\t{prediction.probability:.3f}\t{' '.join(prediction.text.split())}")
+    for said in run.answer(options["text"]):
+        probability = [] if said.probability is None else [f"{said.probability:.3f}"]
+        print("\t".join([" ".join(text.split()) for text in (said.answer, *probability, said.given)]))
     return 0
 
 
@@ -188,6 +199,7 @@ def finetune_parser() -> Any:
         "--resume", action="store_true", help="go on with the unfinished run in --output, or the newest"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --output")
+    parser.add_argument("--dry-run", action="store_true", help="print cost and what is missing; load and write nothing")
     parser.add_argument("--adapter.preset", type=str, help="lora, init_a, init_b, b_only, a_only, or hB_zero_A_rand")
     for name, hint, default, help_text in recipe_options(Recipe()):
         parser.add_argument(f"--{name}", type=hint, default=default, help=help_text)
@@ -197,9 +209,10 @@ def finetune_parser() -> Any:
 def _predict_parser() -> Any:
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(description="Print label, probability and text, tab-separated.", exit_on_error=False)
+    description = "Print the answer (label, number or text), a label's probability, and the input, tab-separated."
+    parser = ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("run", metavar="RUN", help="folder of a finished run, or of a merged model")
-    parser.add_argument("text", metavar="TEXT", nargs="+", help="text to classify")
+    parser.add_argument("text", metavar="TEXT", nargs="+", help="a text (two with a tab between), or an image's path")
     return parser
 
 
@@ -268,7 +281,8 @@ def _refuse_unknown_options(argv: list[str]) -> None:
         return
     from asymlora.train.recipe import Recipe
 
-    known = ["output", "resume", "overwrite", "help", "adapter.preset", *(n for n, *_ in recipe_options(Recipe()))]
+    own = ("output", "resume", "overwrite", "dry-run", "help", "adapter.preset")
+    known = [*own, *(n for n, *_ in recipe_options(Recipe()))]
     for word in argv[1:]:
         name = word[2:].partition("=")[0]
         if word.startswith("--") and name and name not in known:

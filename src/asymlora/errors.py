@@ -31,6 +31,7 @@ the built-in exception that older code would catch.
     │   ├── UnwritableFolderError (PermissionError)
     │   └── DiskSpaceError
     ├── DivergedError (ArithmeticError)        the loss or a weight is no longer finite
+    ├── LostProcessError (RuntimeError)        another process of the run has ended
     └── MissingPackageError (ImportError)      an optional package, or a package that ships a model or data
 """
 
@@ -146,6 +147,10 @@ class DiskSpaceError(RunFolderError):
 
 class DivergedError(AsymloraError, ArithmeticError):
     """The loss or a trained weight is no longer finite."""
+
+
+class LostProcessError(AsymloraError, RuntimeError):
+    """Another process of the run has ended."""
 
 
 class MissingPackageError(AsymloraError, ImportError):

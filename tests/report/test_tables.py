@@ -11,9 +11,17 @@ from asymlora.report.tables import adapter_name, closing_table
 from asymlora.spec import AdapterSpec
 
 RESULT: dict[str, Any] = {
+    "method": "adapter",
+    "metric": "accuracy",
+    "greater_is_better": True,
+    "baseline_kind": "head alone",
+    "metrics": {"baseline": {"accuracy": 0.72}, "before": {"accuracy": 0.72}, "after": {"accuracy": 0.784}},
+    "environments": {},
+    "closing": {},
+    "samples_per_second": 52.5,
     "rows": {"train": 9000, "validation": 1000, "test": 2500, "dropped": 1},
-    "head_alone_accuracy": 0.72,
-    "accuracy": 0.784,
+    "baseline": 0.72,
+    "score": 0.784,
     "gain": 0.064,
     "gain_standard_error": 0.0091,
     "trained_parameters": 50_000,
@@ -22,7 +30,7 @@ RESULT: dict[str, Any] = {
     "full_parameters": 22_713_216,
     "best_step": 200,
     "steps": 250,
-    "features_seconds": 31.4,
+    "baseline_seconds": 31.4,
     "train_seconds": 152.5,
     "total_seconds": 190.2,
     "adapter_bytes": 300 * 1024,

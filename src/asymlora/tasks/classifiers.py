@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,6 +23,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.hub import cached_file
 
 from asymlora.errors import DataNotFoundError
+from asymlora.tasks.base_storage import loading_options
+from asymlora.tasks.empty_models import fresh_heads
 from asymlora.tasks.inputs import ModelRecipe
 from asymlora.tasks.sources import find_model
 
@@ -57,12 +58,18 @@ class MeanPooledClassifier(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> SequenceClassifierOutput:
-        """Return logits of shape ``(batch, labels)`` and, given labels, the mean cross-entropy."""
+        """Return logits of shape ``(batch, labels)`` and, given labels, the loss: cross-entropy, or squared error."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
         logits = self.classifier(self.dropout(mean_over_tokens(hidden, attention_mask)))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        loss = None if labels is None else _loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)  # pyright: ignore[reportArgumentType]
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.shape[-1] == 1:  # a regression, as transformers' own classes have it
+        return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+    return nn.functional.cross_entropy(logits, labels)
 
 
 def _without_pooler(build: Callable[..., T], **options: Any) -> T:
@@ -130,7 +137,7 @@ def load_with_heads(
     Raises:
         DataNotFoundError: There is no such model, or its folder lacks a file or weights.
     """
-    where, folder = find_model(model.name)
+    where, folder = find_model(model.name, revision=model.revision)
     labels = {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
@@ -147,8 +154,8 @@ def load_with_heads(
         loading = {
             "pretrained_model_name_or_path": where,
             "config": config,
-            "dtype": torch.float32,
             "output_loading_info": True,
+            **loading_options(model),
             **options,
         }
         if by_mean:
@@ -194,8 +201,7 @@ def _require_words(tokenizer: PreTrainedTokenizerBase) -> None:
 def _fresh_heads(model: PreTrainedModel, report: Mapping[str, Any]) -> tuple[str, ...]:
     # What is not in the files is drawn anew by each process: only what is trained in full, and so saved, may be. That
     # is what stands beside the base, and the base's pooler, as encoders are often saved without one.
-    base = model.base_model
-    heads = [n for n, m in model.named_children() if m is not base and any(True for _ in m.parameters())]
+    heads = list(fresh_heads(model))
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
     missing = sorted({*report["missing_keys"], *mismatched})
     pooler = f"{model.base_model_prefix}.pooler"

@@ -49,6 +49,21 @@ def empty_model(name: str, *, revision: str | None = None, attention: str | None
         ) from error
 
 
+def fresh_heads(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the paths of what stands beside a model's base and has weights: what a classifier's head is made of.
+
+    Args:
+        model: A model; of a base alone nothing is its head.
+
+    Returns:
+        The paths.
+    """
+    base = model.base_model
+    if base is model:
+        return ()
+    return tuple(n for n, m in model.named_children() if m is not base and any(True for _ in m.parameters()))
+
+
 def _config(name: str, revision: str | None) -> Any:
     path = Path(name).expanduser()
     if path.suffix == ".json" and path.is_file():
@@ -56,5 +71,5 @@ def _config(name: str, revision: str | None) -> Any:
         if not isinstance(content, dict) or "model_type" not in content:
             raise ValueError("it has no model_type")
         return AutoConfig.for_model(content.pop("model_type"), **content)
-    where, folder = find_model(name)
+    where, folder = find_model(name, revision=revision)
     return AutoConfig.from_pretrained(where, **({"local_files_only": True} if folder else {"revision": revision}))

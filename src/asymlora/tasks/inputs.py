@@ -2,10 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from asymlora.errors import UnknownNameError, nearest
 from asymlora.schema import answers_wrong_names, refuse_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    """A task as the recipe knows it.
+
+    Attributes:
+        module: Where its functions ``prepare`` and ``load`` are.
+        defaults: What its recipe holds where the user says nothing, nested plain values.
+    """
+
+    module: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+_SMALL_STEPS = {"steps": 60, "evaluate_every": 20, "batch_size": 8, "head_start": "random", "lr": 1e-3}
+TASKS: dict[str, TaskRow] = {
+    "text_classification": TaskRow(module="asymlora.tasks.text_classification"),
+    "text_regression": TaskRow(module="asymlora.tasks.text_classification"),
+    "language_modeling": TaskRow(
+        module="asymlora.tasks.language_modeling",
+        defaults={
+            "model": {"name": "embedded:smollm2-135m"},
+            "data": {"name": "embedded:brown", "max_rows": 2000},
+            "train": _SMALL_STEPS,
+        },
+    ),
+    "instruction_tuning": TaskRow(
+        module="asymlora.tasks.instruction_tuning",
+        defaults={"model": {"name": "embedded:smollm2-135m"}, "data": {"max_tokens": 256}, "train": _SMALL_STEPS},
+    ),
+    "seq2seq": TaskRow(
+        module="asymlora.tasks.seq2seq",
+        defaults={"model": {"name": "self-pretrained:denoiser"}, "train": _SMALL_STEPS},
+    ),
+    "image_classification": TaskRow(
+        module="asymlora.tasks.image_classification",
+        defaults={
+            "model": {"name": "embedded:vit-s14"},
+            "data": {"name": "embedded:fashion-mnist", "max_rows": 2000},
+            "train": {"steps": 60, "evaluate_every": 20, "batch_size": 16},
+        },
+    ),
+}
+"""Every task by name. A further one is a file and a row."""
+
+
+def task_row(name: str) -> TaskRow:
+    """Return the row of a task.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The row.
+
+    Raises:
+        UnknownNameError: There is no such task; the names are listed.
+    """
+    if name not in TASKS:
+        raise UnknownNameError(f"No task is called {name!r}.{nearest(name, TASKS)} Known: {', '.join(TASKS)}.")
+    return TASKS[name]
 
 
 @answers_wrong_names
@@ -14,30 +77,49 @@ class ModelRecipe:
     """The pretrained model.
 
     Attributes:
-        name: ``embedded:minilm-l6``, a local folder, or an id on the Hugging Face hub.
+        name: ``embedded:minilm-l6`` or another that a package ships, a local folder, or an id on the Hugging Face hub.
         revision: Branch, tag or commit on the hub; None is the hub's default.
-        pooling: How token features become one vector: ``mean`` over the tokens, ``native``: the class that
+        config: A ``config.json`` that describes the model, for a dry run where its weights are out of reach.
+        pooling: Texts only. How token features become one vector: ``mean`` over the tokens, ``native``: the class that
             transformers has for the model; ``auto``: ``mean`` where the folder says so, else ``native``.
+        base: How the frozen base is stored: ``float32``, ``bfloat16``, ``nf4`` (bitsandbytes) or ``int8`` (torchao).
     """
 
     name: str = "embedded:minilm-l6"
     revision: str | None = None
+    config: str | None = None
     pooling: Literal["auto", "mean", "native"] = "auto"
+    base: Literal["float32", "bfloat16", "nf4", "int8"] = "float32"
 
 
 @answers_wrong_names
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """The labelled texts and how they are divided.
+    """The rows and how they are divided.
 
     Attributes:
-        name: ``embedded:reviews``; a CSV, JSON Lines or Parquet file; a folder with files called train, validation and
-            test; or an id on the Hugging Face hub.
+        name: ``embedded:reviews`` or another that a package ships; a CSV, JSON Lines, Parquet or, for language
+            modelling, plain text file; a folder with files called train, validation and test; or an id on the hub.
         subset: Configuration of a hub data set, if it has several.
-        text: Column of the text.
-        label: Column of the label.
+        text: Column of the text; of the source in sequence to sequence, of the prompt in instruction tuning.
+        text_pair: Column of a second text, as in entailment and similarity.
+        label: Column of the label; of a number in regression.
+        target: Column of the text to be written: the target in sequence to sequence, the answer to an instruction.
+        image: Column of the image: a path, or bytes of a file.
+        environment: Column that names the domain of a row; a folder with one file a domain has it without a column.
+        train_environment: The domain that is trained on; the others are scored one by one.
         group: Column whose rows must stay in one part (the film of a review); None splits by row.
-        max_tokens: Longer texts are cut, at least 2 tokens.
+        metric: By which choices are made, and which the closing table shows first; None: the task's own, of a GLUE data
+            set on the hub the one that GLUE scores it by.
+        max_tokens: Longer inputs are cut, and counted; the length of a block in language modelling. At least 2.
+        max_target_tokens: The same for targets, and the longest text that is generated. At least 2.
+        max_rows: Training rows that are used, drawn by ``seed``; None: all.
+        beams: Beams of the search that writes a target, at least 1.
+        image_size: Pixels of a side after resizing.
+        augment: Crop, flip and tint training images at random.
+        choices: File of multiple-choice questions (columns question, choices, answer), scored at the end by likelihood.
+        problems: File of problems (columns question, answer), scored at the end by generation and exact match.
+        shots: Solved examples before each multiple-choice question or problem, taken from the head of its file.
         validation_fraction: Share of the training rows (or groups) held out for choices, where no such file is given.
         test_fraction: Share held out for the closing figures, where no such file is given.
         seed: Seed of the division.
@@ -46,9 +128,23 @@ class DataRecipe:
     name: str = "embedded:reviews"
     subset: str | None = None
     text: str = "text"
+    text_pair: str | None = None
     label: str = "label"
+    target: str = "target"
+    image: str = "image"
+    environment: str | None = None
+    train_environment: str | None = None
     group: str | None = None
+    metric: str | None = None
     max_tokens: int = 64
+    max_target_tokens: int = 64
+    max_rows: int | None = None
+    beams: int = 4
+    image_size: int = 112
+    augment: bool = True
+    choices: str | None = None
+    problems: str | None = None
+    shots: int = 0
     validation_fraction: float = 0.1
     test_fraction: float = 0.2
     seed: int = 0
@@ -63,8 +159,11 @@ class DataRecipe:
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 problems.append(f"data.{name}={getattr(self, name)} must lie between 0 and 1")
-        if self.max_tokens < 2:
-            problems.append(f"data.max_tokens={self.max_tokens} must be at least 2")
+        least = {"max_tokens": 2, "max_target_tokens": 2, "max_rows": 1, "beams": 1, "image_size": 8, "shots": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                problems.append(f"data.{name}={value} must be at least {bound}")
         if not 0 <= self.seed < 2**31:  # two draws each, in NumPy's range
             problems.append(f"data.seed={self.seed} must lie between 0 and 2**31 - 1")
         refuse_values(problems)

@@ -1,14 +1,18 @@
-"""Labelled texts in three parts, checked: no group and no text on two sides, every label seen in training."""
+"""Rows in three parts, checked: no group and no input on two sides, every label seen in training."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from asymlora.errors import DataError, EmptyDataError, SingleClassError, UnseenLabelError
-from asymlora.tasks.sources import Rows, Table
+from asymlora.tasks.sources import Rows, Table, numeric_labels
+
+INPUTS = ("text", "text_pair", "image")
+"""Roles that make two rows the same input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,27 +20,30 @@ class Part:
     """One part of the data.
 
     Attributes:
-        texts: The texts.
-        labels: Their labels, as indices into the label names.
+        texts: The texts; empty where there are none.
+        labels: Their labels: indices into the label names, or numbers; empty where there are none.
+        columns: Further columns by role: ``text_pair``, ``target``, ``image``, ``environment``.
     """
 
-    texts: list[str]
-    labels: list[int]
+    texts: list[str] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return max(map(len, (self.texts, self.labels, *self.columns.values())))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Labelled texts in three parts.
+    """Rows in three parts.
 
     Attributes:
         train: What the adapter is trained on.
         validation: What choices are made on.
         test: What closing figures are quoted on.
-        label_names: Names of the labels, by index.
-        dropped: Rows left out because their text also stands in another part.
+        label_names: Names of the labels, by index; empty where labels are numbers, or none.
+        dropped: Rows left out because their input also stands in another part.
+        unused: Training rows left out because fewer were asked for.
     """
 
     train: Part
@@ -44,9 +51,36 @@ class Parts:
     test: Part
     label_names: tuple[str, ...]
     dropped: int
+    unused: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """Return the rows by part, and those dropped."""
+        return {
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "test": len(self.test),
+            "dropped": self.dropped,
+        }
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the user should know of the division, in sentences."""
+        notes: list[str] = []
+        if self.dropped:
+            notes.append(f"{self.dropped:,} rows whose input also stands in another part are left out.")
+        if self.unused:
+            notes.append(f"{self.unused:,} further training rows are not used (data.max_rows).")
+        return tuple(notes)
 
 
-def divide(table: Table, *, validation_fraction: float, test_fraction: float, seed: int) -> Parts:
+def divide(
+    table: Table,
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    labels: Literal["names", "numbers", "none"] = "names",
+    max_rows: int | None = None,
+) -> Parts:
     """Divide rows into training, validation and test; parts that the source brings stay as they are.
 
     Args:
@@ -54,41 +88,84 @@ def divide(table: Table, *, validation_fraction: float, test_fraction: float, se
         validation_fraction: Share of the training rows or groups held out, if there is no validation part.
         test_fraction: Share of all rows or groups held out, if there is no test part.
         seed: Seed of the division.
+        labels: What the label column holds.
+        max_rows: Training rows that are kept, drawn by the seed; None: all.
 
     Returns:
         The parts.
 
     Raises:
-        EmptyDataError: Every text of a part also stands in another.
-        SingleClassError: All training rows have one label.
-        UnseenLabelError: A label of validation or test is not in training.
+        EmptyDataError: Every input of a part also stands in another.
         DataError: There are too few rows or groups to divide.
     """
+    columns = table.columns
     parts = dict(table.parts)
     for part, fraction, salt in (("test", test_fraction, 0), ("validation", validation_fraction, 1)):
         if part not in parts:
             rest, held = _hold_out(parts["train"], table, fraction=fraction, seed=2 * seed + salt, part=part)
             parts = {**parts, "train": rest, part: held}
-    rows_before = sum(len(rows[table.text]) for rows in parts.values())
+    rows_before = sum(map(_count, parts.values()))
     parts = _without_repeats(table, parts)
-    dropped = rows_before - sum(len(rows[table.text]) for rows in parts.values())
+    dropped = rows_before - sum(map(_count, parts.values()))
     for part, rows in parts.items():
-        if not rows[table.text]:
+        if not _count(rows):
             raise EmptyDataError(
-                f"No {part} row is left: each one's text also stands in another part. Give other rows."
+                f"No {part} row is left: each one's input also stands in another part. Give other rows."
             )
-    names = _label_names(table, parts)
-    index = {name: i for i, name in enumerate(names)}
+    parts["train"], unused = _at_most(parts["train"], max_rows, seed)
+    names, values = _labels(table, parts, labels)
     made = {
-        part: Part(texts=[str(t) for t in rows[table.text]], labels=[index[v] for v in rows[table.label]])
+        part: Part(
+            texts=[str(text) for text in rows[columns["text"]]] if "text" in columns else [],
+            labels=values[part],
+            columns={role: rows[column] for role, column in columns.items() if role not in ("text", "label")},
+        )
         for part, rows in parts.items()
     }
-    if len(set(made["train"].labels)) < 2:
+    return Parts(**made, label_names=names, dropped=dropped, unused=unused)
+
+
+def _labels(table: Table, parts: dict[str, Rows], kind: str) -> tuple[tuple[str, ...], dict[str, list[Any]]]:
+    column = table.columns.get("label")
+    if kind == "none" or column is None:
+        return (), {part: [] for part in parts}
+    if kind == "numbers":
+        return (), {part: numeric_labels(rows, column, f"the {part} part") for part, rows in parts.items()}
+    names = _label_names(table, parts)
+    index = {name: i for i, name in enumerate(names)}
+    values = {part: [index[value] for value in rows[column]] for part, rows in parts.items()}
+    if len(set(values["train"])) < 2:
         raise SingleClassError(
-            f"Every training row has the label {names[made['train'].labels[0]]!r};"
+            f"Every training row has the label {names[values['train'][0]]!r};"
             " at least two labels are needed. Check data.label, or add rows of another label."
         )
-    return Parts(**made, label_names=names, dropped=dropped)
+    return names, values
+
+
+def _at_most(rows: Rows, count: int | None, seed: int) -> tuple[Rows, int]:
+    from sklearn.utils import check_random_state
+
+    total = _count(rows)
+    if count is None or count >= total:
+        return rows, 0
+    kept = check_random_state(2 * seed).permutation(total)[:count]
+    return _rows(rows, sorted(kept.tolist())), total - count
+
+
+def _count(rows: Rows) -> int:
+    return len(next(iter(rows.values())))
+
+
+def _inputs(table: Table, rows: Rows) -> list[Any]:
+    # What makes two rows the same input: all of its texts and its image.
+    columns = [rows[table.columns[role]] for role in INPUTS if role in table.columns]
+    return [tuple(map(_plain, values)) for values in zip(*columns, strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.strip()
+    return value.tobytes() if hasattr(value, "tobytes") else value
 
 
 def _without_repeats(table: Table, parts: dict[str, Rows]) -> dict[str, Rows]:
@@ -96,19 +173,16 @@ def _without_repeats(table: Table, parts: dict[str, Rows]) -> dict[str, Rows]:
     cleaned = dict(parts)
     for part, others in (("train", ("validation", "test")), ("validation", ("test",)), ("test", ("validation",))):
         if part == "train" or part not in table.parts:
-            elsewhere = {str(text).strip() for other in others for text in cleaned[other][table.text]}
-            texts = cleaned[part][table.text]
-            cleaned[part] = _rows(
-                cleaned[part], [i for i, text in enumerate(texts) if str(text).strip() not in elsewhere]
-            )
+            elsewhere = {given for other in others for given in _inputs(table, cleaned[other])}
+            inputs = _inputs(table, cleaned[part])
+            cleaned[part] = _rows(cleaned[part], [i for i, given in enumerate(inputs) if given not in elsewhere])
     return cleaned
 
 
 def _label_names(table: Table, parts: dict[str, Rows]) -> tuple[str, ...]:
-    seen = set(parts["train"][table.label])
-    unseen = {
-        part: sorted(missing) for part in ("validation", "test") if (missing := set(parts[part][table.label]) - seen)
-    }
+    column = table.columns["label"]
+    seen = set(parts["train"][column])
+    unseen = {part: sorted(missing) for part in ("validation", "test") if (missing := set(parts[part][column]) - seen)}
     if unseen:
         listed = "; ".join(f"{part}: {', '.join(map(repr, labels[:5]))}" for part, labels in unseen.items())
         raise UnseenLabelError(
@@ -124,7 +198,7 @@ def _label_names(table: Table, parts: dict[str, Rows]) -> tuple[str, ...]:
 def _hold_out(rows: Rows, table: Table, *, fraction: float, seed: int, part: str) -> tuple[Rows, Rows]:
     from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 
-    count = len(rows[table.text])
+    count = _count(rows)
     groups = rows[table.group] if table.group else range(count)
     few = len(set(groups))
     if few < 3 or round(fraction * few) < 1 or math.ceil(fraction * few) >= few:

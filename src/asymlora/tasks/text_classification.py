@@ -1,11 +1,11 @@
-"""Text classification: one text, one label. Its data, its features and its metric; its models are in `classifiers`."""
+"""Texts, one or two a row, with a label or a number: data, features, head alone. Models are in `classifiers`."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from asymlora.tasks.classifiers import MeanPooledClassifier, load_with_heads, mean_over_tokens, token_limit
+from asymlora.tasks.classifiers import (
+    MeanPooledClassifier,
+    load_with_heads,
+    mean_over_tokens,
+    save_plain,
+    token_limit,
+)
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
+from asymlora.tasks.linear_probe import fit_number_probe, fit_probe
 from asymlora.tasks.sources import load_table
-from asymlora.tasks.splits import Part, divide
+from asymlora.tasks.splits import Part, Parts, divide
+from asymlora.tasks.task import Answer, Done, HeadAlone, Loaded, Prepared
+from asymlora.tasks.text_scoring import ClassificationScoring, RegressionScoring, glue_metric
 
 FEATURE_BATCH = 64
-Done = Callable[[int], None]
 PARTS = ("train", "validation", "test")
+NUMBER = "number"
+"""Name of the one output of a regression."""
 
 
 class TokenizedTexts(Dataset[dict[str, Any]]):
@@ -29,12 +39,16 @@ class TokenizedTexts(Dataset[dict[str, Any]]):
 
     Args:
         tokenizer: The model's.
-        part: Texts and labels.
-        max_tokens: Longer texts are cut.
+        part: Texts, or pairs of them, and labels.
+        max_tokens: Longer texts are cut; of a pair the longer one first.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, part: Part, *, max_tokens: int) -> None:
-        encoded = tokenizer(part.texts, truncation=True, max_length=max_tokens)
+        pairs = part.columns.get("text_pair")
+        texts = (part.texts,) if pairs is None else (part.texts, [str(text) for text in pairs])
+        whole = tokenizer(*texts, verbose=False)["input_ids"]
+        self.cut = sum(len(ids) > max_tokens for ids in whole)  # pyright: ignore[reportArgumentType]
+        encoded = tokenizer(*texts, truncation=True, max_length=max_tokens)
         ids: list[list[int]] = encoded["input_ids"]  # pyright: ignore[reportAssignmentType]
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         self.items: list[dict[str, Any]] = [
@@ -47,6 +61,11 @@ class TokenizedTexts(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.items[index]
 
+    def fingerprint(self) -> Iterator[bytes]:
+        """Yield token ids and label of each row."""
+        for item in self.items:
+            yield json.dumps([item["input_ids"], item["labels"]]).encode()
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each text."""
@@ -54,76 +73,158 @@ class TokenizedTexts(Dataset[dict[str, Any]]):
 
     @property
     def labels(self) -> np.ndarray:
-        """Label of each text, as an index."""
+        """Label of each text: an index, or a number."""
         return np.array([item["labels"] for item in self.items])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """All that a run needs of its task.
-
-    Attributes:
-        model: The pretrained model with a fresh head, no adapter.
-        tokenizer: Its tokenizer.
-        collator: Turns items into a padded batch.
-        train: Training items.
-        validation: Items on which choices are made.
-        test: Items on which closing figures are quoted.
-        label_names: Names of the labels, by index.
-        heads: Paths of what is trained in full beside the adapter.
-        pooled_by_mean: Whether the head reads the mean of the token features.
-        rows: Rows by part, and the rows dropped because their text stands in another part.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    collator: DataCollatorWithPadding
-    train: TokenizedTexts
-    validation: TokenizedTexts
-    test: TokenizedTexts
-    label_names: tuple[str, ...]
-    heads: tuple[str, ...]
-    pooled_by_mean: bool
-    rows: dict[str, int]
-
-    def digest(self) -> str:
-        """Return the SHA-256 of all rows as the model sees them, hexadecimal."""
-        parts = [items.items for items in (self.train, self.validation, self.test)]
-        rows = [[[item["input_ids"], item["labels"]] for item in part] for part in parts]
-        return hashlib.sha256(json.dumps([rows, self.label_names]).encode()).hexdigest()
-
-
-def prepare(model: ModelRecipe, data: DataRecipe, *, head_seed: int) -> Prepared:
+def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) -> Prepared:
     """Load data and model. The data come first: they are quicker to be wrong.
 
     Args:
         model: Which model.
         data: Which texts, and how they are divided.
+        task: ``text_classification`` or ``text_regression``.
         head_seed: Seed of the fresh head.
 
     Returns:
         Model, tokenizer and data.
     """
-    table = load_table(data)
-    fractions = {"validation_fraction": data.validation_fraction, "test_fraction": data.test_fraction}
-    parts = divide(table, seed=data.seed, **fractions)
+    numbers = task == "text_regression"
+    parts = divide(
+        load_table(data, roles=("text", "text_pair", "label")),
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.seed,
+        labels="numbers" if numbers else "names",
+        max_rows=data.max_rows,
+    )
+    names = (NUMBER,) if numbers else parts.label_names
+    metric = data.metric or glue_metric(data.name, data.subset) or ("pearson" if numbers else "accuracy")
+    scoring = RegressionScoring(metric) if numbers else ClassificationScoring(len(names), metric)
     torch.manual_seed(head_seed)
-    network, tokenizer, heads = load_with_heads(model, label_names=parts.label_names)
+    network, tokenizer, heads = load_with_heads(model, label_names=names)
     limit = token_limit(network, tokenizer, wanted=data.max_tokens)
     sets = {p: TokenizedTexts(tokenizer, getattr(parts, p), max_tokens=limit) for p in PARTS}
-    return Prepared(
+    prepared = Prepared(
         model=network,
-        tokenizer=tokenizer,
+        processor=tokenizer,
         collator=DataCollatorWithPadding(tokenizer),
         **sets,
-        label_names=parts.label_names,
+        scoring=scoring,
         heads=heads,
-        pooled_by_mean=isinstance(network, MeanPooledClassifier),
-        rows={**{part: len(items) for part, items in sets.items()}, "dropped": parts.dropped},
+        label_names=parts.label_names,
+        # PEFT's class for the task exists only for the classes that transformers has.
+        task_type=None if isinstance(network, MeanPooledClassifier) else "SEQ_CLS",
+        notes=(*parts.notes(), *_cut_note(sets, limit), *_label_note(parts)),
+        dropped=parts.dropped,
+    )
+    return _with_head_alone(prepared)
+
+
+def _cut_note(sets: dict[str, TokenizedTexts], limit: int) -> Iterator[str]:
+    cut, total = sum(items.cut for items in sets.values()), sum(map(len, sets.values()))
+    if cut:
+        yield f"{cut:,} of {total:,} inputs are longer than {limit} tokens and are cut (data.max_tokens)."
+
+
+def _label_note(parts: Parts) -> Iterator[str]:
+    if parts.label_names:
+        more = ", ..." if len(parts.label_names) > 8 else ""
+        yield f"Labels: {', '.join(parts.label_names[:8])}{more}"
+
+
+def _with_head_alone(prepared: Prepared) -> Prepared:
+    return replace(prepared, fit_head=partial(fit_head, prepared))
+
+
+def fit_head(prepared: Prepared, done: Done) -> HeadAlone:
+    """Fit a linear head to convergence on the mean token features of the frozen model.
+
+    Args:
+        prepared: The task; its model carries no adapter, or one that still adds nothing.
+        done: Called after each batch with its number of texts.
+
+    Returns:
+        The head; its weights can be copied where the model's own head is one linear layer on the same features.
+    """
+    model, scoring = prepared.model, prepared.scoring
+    sets: dict[str, Any] = dict(prepared.parts)
+    features = {name: pooled_features(model, items, prepared.collator, done=done) for name, items in sets.items()}
+    train, validation = ((features[part], sets[part].labels) for part in ("train", "validation"))
+
+    def metric(logits: np.ndarray) -> float:
+        value = scoring.score(scoring.evidence(logits, sets["validation"]))[scoring.metric]
+        return value if scoring.greater_is_better else -value
+
+    if isinstance(scoring, RegressionScoring):
+        probe = fit_number_probe(train, validation, metric=metric)
+    else:
+        probe = fit_probe(train, validation, labels=len(prepared.label_names), metric=metric)
+    copies = isinstance(model, MeanPooledClassifier)
+    return HeadAlone(
+        evidence=scoring.evidence(probe.logits(features["test"]), sets["test"]),
+        validation=probe.validation_score if scoring.greater_is_better else -probe.validation_score,
+        copy_to_model=partial(probe.copy_to, model.get_submodule(prepared.heads[0])) if copies else None,
     )
 
 
-# These count positions from behind the padding index.
+def load(model: ModelRecipe, data: DataRecipe, *, task: str, label_names: tuple[str, ...]) -> Loaded:
+    """Load a model to be asked.
+
+    Args:
+        model: Which model.
+        data: How texts are read.
+        task: ``text_classification`` or ``text_regression``.
+        label_names: Names of the labels, by index.
+
+    Returns:
+        The model; its head is fresh.
+    """
+    names = (NUMBER,) if task == "text_regression" else label_names
+    network, tokenizer, heads = load_with_heads(model, label_names=names)
+    limit = token_limit(network, tokenizer, wanted=data.max_tokens)
+    return replace(loaded(network, tokenizer, names, limit), heads=heads)
+
+
+def loaded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label_names: tuple[str, ...], max_tokens: int
+) -> Loaded:
+    """Make a classifier or regression ready to be asked.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        label_names: Names of the labels by index; one name: a regression.
+        max_tokens: Longer texts are cut.
+
+    Returns:
+        What answers texts.
+    """
+
+    def answer(texts: list[str]) -> list[Answer]:
+        return [_answer(model, tokenizer, text, label_names, max_tokens) for text in texts]
+
+    return Loaded(
+        model=model,
+        processor=tokenizer,
+        answer=answer,
+        save=lambda folder: save_plain(model, tokenizer, folder, max_tokens=max_tokens),
+    )
+
+
+def _answer(model: Any, tokenizer: Any, text: str, label_names: tuple[str, ...], max_tokens: int) -> Answer:
+    # A pair is given as one text with a tab in it.
+    first, tab, second = text.partition("\t")
+    part = Part(texts=[first if tab else text], labels=[0], columns={"text_pair": [second]} if tab else {})
+    items = TokenizedTexts(tokenizer, part, max_tokens=max_tokens)
+    logits = predict_logits(model, items, DataCollatorWithPadding(tokenizer))[0].astype(np.float64)
+    if len(label_names) == 1:
+        return Answer(given=text, answer=f"{logits[0]:.4g}")
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    best = int(probabilities.argmax())
+    return Answer(given=text, answer=label_names[best], probability=float(probabilities[best]))
+
+
 def pooled_features(
     model: PreTrainedModel, items: TokenizedTexts, collator: DataCollatorWithPadding, *, done: Done | None = None
 ) -> np.ndarray:
@@ -176,8 +277,3 @@ def _over_batches(
         if done is not None:
             done(len(chunk))
     return torch.cat(rows).numpy()
-
-
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of texts whose largest logit is at their label."""
-    return float((logits.argmax(-1) == labels).mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -14,27 +14,36 @@ class LengthGroupedSampler(Sampler[int]):
     """Indices such that consecutive ``batch_size`` of them have similar lengths, in an order of its own each epoch.
 
     The rows are shuffled, cut into pools of 50 batches, sorted by length within a pool, and the batches of all pools
-    shuffled. The order depends on the seed and the epoch only, so a resumed run sees what the first would have seen.
-    (The sampler of transformers draws from the global generator, and leaves each pool running from long to short.)
+    shuffled. The order depends on the seed and the epoch only, so a resumed run sees what the first would have seen,
+    and so do several processes that take a share of each batch. For their sake the rows that fill no batch are left
+    out of an epoch; the next one shuffles anew. (The sampler of transformers draws from the global generator, and
+    leaves each pool running from long to short.)
 
     Args:
         lengths: Length of each row, in tokens.
-        batch_size: Rows per batch.
+        batch_size: Rows per batch, of all processes together.
         seed: Seed of the order.
+        told: Called with each epoch: rows that are augmented change with it.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], *, batch_size: int, seed: int, told: Callable[[int], None] | None = None
+    ) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
+        self.told = told
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; called by the Trainer at the start of each epoch."""
         self.epoch = epoch
+        if self.told is not None:
+            self.told(epoch)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        rows = len(self.lengths)
+        return rows - rows % self.batch_size or rows
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -47,4 +56,5 @@ class LengthGroupedSampler(Sampler[int]):
             batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         for i in torch.randperm(len(batches), generator=generator).tolist():
             yield from batches[i]
-        yield from order[full:]
+        if not full:
+            yield from order

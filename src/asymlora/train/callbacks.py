@@ -11,6 +11,8 @@ from transformers.utils import logging
 
 from asymlora.train.run_folder import RunFolder
 
+_OF_THE_TRAINER = ("runtime", "_per_second", "_time")
+
 
 class Observer(Protocol):
     """Who is told how a run goes on: a terminal, a notebook, a log."""
@@ -53,25 +55,40 @@ class Recorder(TrainerCallback):
     Args:
         folder: Where records go.
         observer: Who is told.
+        metric: The metric that choices are made by.
         seconds_before: Seconds that an interrupted run had trained before this one.
     """
 
-    def __init__(self, folder: RunFolder, observer: Observer, *, seconds_before: float = 0.0) -> None:
+    def __init__(
+        self, folder: RunFolder, observer: Observer, *, metric: str = "accuracy", seconds_before: float = 0.0
+    ) -> None:
         self.folder = folder
         self.observer = observer
+        self.metric = metric
         self.seconds_before = seconds_before
         self.rates: dict[str, float] = {}
         self.values: dict[str, float] = {}
         self.started = time.monotonic()
+        self.steps = 0
+        self.step_seconds = 0.0
+        self.step_started = 0.0
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far, evaluation included, interrupted parts included."""
         return self.seconds_before + time.monotonic() - self.started
 
+    def samples_per_second(self, batch_size: int) -> float | None:
+        """Return rows per second of the steps that this process took, evaluation left out; None before the first."""
+        return batch_size * self.steps / self.step_seconds if self.steps else None
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""
         self.started = time.monotonic()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock of the step."""
+        self.step_started = time.monotonic()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -80,7 +97,9 @@ class Recorder(TrainerCallback):
         self.rates = {f"lr_{group['name']}": group["lr"] for group in given["optimizer"].param_groups}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Tell the observer."""
+        """Stop the clock of the step, and tell the observer."""
+        self.step_seconds += time.monotonic() - self.step_started
+        self.steps += 1
         self.observer.progress("training", state.global_step, state.max_steps, self.values)
 
     def on_log(
@@ -96,8 +115,9 @@ class Recorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
         """Write a validation record."""
-        row = {key.removeprefix("eval_"): metrics[key] for key in ("eval_loss", "eval_accuracy") if key in metrics}
-        self.values["validation"] = row["accuracy"]
+        row = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
+        row = {key: value for key, value in row.items() if not key.endswith(_OF_THE_TRAINER)}
+        self.values["validation"] = row[self.metric]
         self._record("validation", state.global_step, row)
         self.observer.progress("training", state.global_step, state.max_steps, self.values)
 

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from asymlora.errors import DataNotFoundError, MissingPackageError, SpecError
+from asymlora.errors import DataNotFoundError, MissingPackageError, SpecError, UnknownNameError, nearest
 from asymlora.factor_spec import factors_named
 from asymlora.schema import answers_wrong_names, from_mapping, refuse_values, to_mapping
 from asymlora.spec import AdapterSpec
-from asymlora.tasks.inputs import DataRecipe, ModelRecipe
+from asymlora.tasks.inputs import DataRecipe, ModelRecipe, task_row
+
+SCHEDULES = {"constant": "constant_with_warmup"}
+"""The Trainer's name where it is another one."""
+METHODS = ("adapter", "full", "head", "peft:lora", "peft:lora_fa", "peft:adalora", "peft:ia3")
 
 
 @answers_wrong_names
@@ -22,20 +26,30 @@ class TrainRecipe:
 
     Attributes:
         steps: Optimizer steps, at least 1.
-        batch_size: Texts per forward pass, at least 1.
+        batch_size: Rows per forward pass over all processes, at least 1.
         gradient_accumulation: Forward passes per optimizer step, at least 1.
         lr: Learning rate per step. Default: ours, for ``B``-only over an orthonormal ``A`` (docs/first-run.md).
         lr_A: Absolute rate of ``A``; None: ``lr`` times the factor's ``lr_ratio``.
         lr_B: Absolute rate of ``B``; None: ``lr`` times the factor's ``lr_ratio``.
         lr_head: Rate of the head; None: ``lr``.
-        weight_decay: AdamW's decay of factors and head matrices; vectors get none.
+        weight_decay: Decay of factors and matrices; vectors get none.
+        optimizer: A class of ``torch.optim`` by name, in any case.
+        optimizer_options: Its options besides rate and decay, by name.
+        gradient_correction: Give ``B`` over a frozen ``A`` the gradient by which the update follows that of the whole
+            weight (LoRA-FA).
         schedule: Course of the rate after the warm-up.
         warmup_fraction: Share of the steps over which the rate rises from 0, in [0, 1).
         max_grad_norm: Gradients are scaled down to this norm; 0 is no limit.
+        precision: ``bfloat16``: products in bfloat16 by autocast, weights in float32.
+        gradient_checkpointing: Keep each block's input only, and run the block again for the backward pass.
+        sharding: ``fsdp``: parameters, gradients and optimizer state are divided over the accelerators.
         head_start: Start of the head: ``probe``: fitted on the frozen model's features; ``random``.
         evaluate_every: Steps between two scores on the validation part, each with a checkpoint.
+        patience: Stop after this many scores in a row without a better one; None: go on to the last step.
         keep_checkpoints: Checkpoints kept while the run goes on, besides the best; at least 1.
-        seed: Seed of the head, the order of the texts and the dropout.
+        report_to: Trackers that transformers knows: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio`` and others.
+        memory_check: Refuse to start where a step needs more memory than is free.
+        seed: Seed of the head, the order of the rows and the dropout.
     """
 
     steps: int = 250
@@ -46,12 +60,21 @@ class TrainRecipe:
     lr_B: float | None = None
     lr_head: float | None = None
     weight_decay: float = 0.0
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    optimizer: str = "adamw"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    gradient_correction: bool = False
+    schedule: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt"] = "linear"
     warmup_fraction: float = 0.06
     max_grad_norm: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     head_start: Literal["probe", "random"] = "probe"
     evaluate_every: int = 50
+    patience: int | None = None
     keep_checkpoints: int = 1
+    report_to: tuple[str, ...] = ()
+    memory_check: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +87,8 @@ class TrainRecipe:
         for name in ("steps", "batch_size", "gradient_accumulation", "evaluate_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 problems.append(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.patience is not None and self.patience < 1:
+            problems.append(f"train.patience={self.patience} must be at least 1")
         for name in ("lr", "lr_A", "lr_B", "lr_head"):
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
@@ -84,15 +109,19 @@ class Recipe:
     """All of one run. The default is the embedded first run.
 
     Attributes:
-        task: What is trained.
+        task: ``text_classification``, ``text_regression``, ``language_modeling``, ``instruction_tuning``, ``seq2seq``
+            or ``image_classification``. Each has defaults of its own for model and data (`from_dict`).
+        method: What is trained: ``adapter``: ours; ``full``: every weight; ``head``: the head alone; or a method of
+            PEFT's, to compare with: ``peft:lora``, ``peft:lora_fa``, ``peft:adalora``, ``peft:ia3``.
         model: The pretrained model.
-        data: The labelled texts.
+        data: The rows.
         adapter: The adapter. In YAML also a preset's name (``b_only``) or a shorthand (``hB_zero_A_rand``), or a
             mapping with the key ``preset``.
         train: How it is trained.
     """
 
-    task: Literal["text_classification"] = "text_classification"
+    task: str = "text_classification"
+    method: str = "adapter"
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     adapter: AdapterSpec = field(default_factory=AdapterSpec)
@@ -102,8 +131,15 @@ class Recipe:
         """Check what concerns several parts.
 
         Raises:
-            SpecError: An absolute rate is given for a factor that is not trained.
+            UnknownNameError: There is no such task or method.
         """
+        task_row(self.task)
+        if self.method not in METHODS:
+            raise UnknownNameError(
+                f"No method is called {self.method!r}.{nearest(self.method, METHODS)} Known: {', '.join(METHODS)}."
+            )
+        if self.method != "adapter":
+            return
         frozen = [name for name, trained in self.adapter.trains.items() if not trained]
         given = [name for name in frozen if getattr(self.train, f"lr_{name}") is not None]
         refuse_values([f"train.lr_{name} is given, but {name} is frozen" for name in given])
@@ -123,7 +159,7 @@ class Recipe:
             The recipe.
         """
         given = _with_preset(mapping)
-        base = cls().to_dict()
+        base = _with_task_defaults(cls().to_dict(), given)
         if "adapter" in given:
             base["adapter"], given["adapter"] = _adapter_base(given["adapter"], base["adapter"])
         return from_mapping(cls, merged(base, given))
@@ -208,6 +244,18 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str 
         elif mine != theirs:
             differing.append(f"{where}{key}: {mine!r} / {theirs!r}")
     return sorted(differing)
+
+
+def _with_task_defaults(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    # What a task's own data need (how many of their rows, say) is nothing to the user's.
+    defaults = dict(task_row(str(given.get("task", base["task"]))).defaults)
+    data = given.get("data")
+    if isinstance(data, Mapping) and "name" in data:
+        defaults["data"] = {key: value for key, value in defaults.get("data", {}).items() if key not in _OF_OWN_DATA}
+    return merged(base, defaults)
+
+
+_OF_OWN_DATA = ("name", "max_rows")
 
 
 def _with_preset(mapping: Mapping[str, Any]) -> dict[str, Any]:

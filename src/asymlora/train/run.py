@@ -1,39 +1,30 @@
-"""A run from its recipe to its result: data, model, head alone, adapter, closing figures."""
+"""A run from its recipe to its result: data, model, baseline, training, closing figures."""
 
 from __future__ import annotations
 
-import json
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
-from transformers import PrinterCallback, TrainingArguments
 
-from asymlora.atomic import write_file
-from asymlora.attaching import attach, count_parameters, disabled
-from asymlora.checkpoint import WEIGHTS_FILE, adapter_tensors, save_adapter
+from asymlora.attaching import count_parameters
 from asymlora.errors import DataError
-from asymlora.site_view import saved_modules, sites
-from asymlora.tasks.linear_probe import fit_probe
-from asymlora.tasks.text_classification import (
-    FEATURE_BATCH,
-    Prepared,
-    accuracy,
-    pooled_features,
-    predict_logits,
-    prepare,
-)
-from asymlora.train.callbacks import Observer, Recorder, Silent
+from asymlora.site_view import find_attached, saved_modules, sites
+from asymlora.tasks.preparing import prepare_task
+from asymlora.tasks.task import Prepared
+from asymlora.train import processes
+from asymlora.train.baseline import Baseline, measure_baseline, stored_baseline
+from asymlora.train.callbacks import Observer, Silent
+from asymlora.train.methods import METHODS, Method
+from asymlora.train.paired_gain import paired_gain
 from asymlora.train.recipe import Recipe
 from asymlora.train.run_folder import RunFolder, claim, peak_bytes, require_same_recipe
+from asymlora.train.settings import make_trainer, memory_sentence
 from asymlora.train.trainer import AdapterTrainer, last_checkpoint, step_of
-
-_LOG_EVERY = 10
-_HEAD_ALONE = "head_alone.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,46 +33,66 @@ class RunResult:
 
     Attributes:
         folder: The run's folder.
-        label_names: Names of the labels, by index.
-        rows: Rows by part; ``dropped``: rows left out because their text stands in another part.
-        head_alone_accuracy: Test accuracy of a linear head on the frozen model, fitted to convergence.
-        before_accuracy: Test accuracy before the first step.
-        accuracy: Test accuracy of the adapter of the best step.
-        gain: ``accuracy - head_alone_accuracy``.
-        gain_standard_error: Standard error of the gain over the test rows, paired by row.
-        validation_accuracy: Accuracy of the best step on the part that it was chosen on.
-        best_step: The step whose adapter was kept.
+        task: The task.
+        method: What was trained.
+        label_names: Names of the labels, by index; empty where there are none.
+        rows: Rows by part; ``dropped``: rows left out because their input stands in another part.
+        metric: The metric of the figures below, by which choices were made.
+        greater_is_better: Whether more of it is better.
+        baseline_kind: ``head alone``: a linear head on the frozen model, fitted to convergence; ``base model``: the
+            model as it came.
+        baseline: Metric of the baseline on the test part.
+        before: Metric of the model as the training found it, on the test part.
+        score: Metric of the best step's weights on the test part.
+        gain: By how much the metric is better than the baseline's.
+        gain_standard_error: Standard error of the gain over the test rows, paired by row; None where it is not known.
+        validation: Metric of the best step on the part that it was chosen on.
+        metrics: Every metric on the test part, of ``baseline``, ``before`` and ``after``.
+        environments: Every metric on further sets, by their name, ``before`` and ``after``.
+        closing: Further measurements by name, ``before`` and ``after``.
+        best_step: The step whose weights were kept.
         steps: Steps taken.
         trained_parameters: Values trained, the head included.
         head_parameters: Values of the head, and of what else is trained in full.
-        lora_parameters: Values that LoRA with both factors would train at the same rank and targets, head included.
+        lora_parameters: Values that LoRA with both factors would train at the same rank and targets, head included;
+            None for other methods than an adapter.
         full_parameters: Values of the whole model.
-        adapter_bytes: Size of the adapter's weight file.
-        features_seconds: Seconds for the features of the head alone and its fit.
+        adapter_bytes: Size of the weight files that are kept.
+        baseline_seconds: Seconds for the baseline, features and fit included.
         train_seconds: Seconds of training, validation included.
+        samples_per_second: Rows per second of training steps, of this process's part of the run; None if it had none.
         total_seconds: Seconds of the whole command.
         peak_memory_bytes: Largest resident memory of the process, or None where it cannot be told.
         resumed: Whether the run was interrupted and gone on with.
     """
 
     folder: str
+    task: str
+    method: str
     label_names: tuple[str, ...]
     rows: dict[str, int]
-    head_alone_accuracy: float
-    before_accuracy: float
-    accuracy: float
+    metric: str
+    greater_is_better: bool
+    baseline_kind: str
+    baseline: float
+    before: float
+    score: float
     gain: float
-    gain_standard_error: float
-    validation_accuracy: float
+    gain_standard_error: float | None
+    validation: float
+    metrics: dict[str, dict[str, float]]
+    environments: dict[str, dict[str, dict[str, float]]]
+    closing: dict[str, dict[str, dict[str, float]]]
     best_step: int
     steps: int
     trained_parameters: int
     head_parameters: int
-    lora_parameters: int
+    lora_parameters: int | None
     full_parameters: int
     adapter_bytes: int
-    features_seconds: float
+    baseline_seconds: float
     train_seconds: float
+    samples_per_second: float | None
     total_seconds: float
     peak_memory_bytes: int | None
     resumed: bool
@@ -92,24 +103,15 @@ class RunResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadAlone:
-    """The baseline: what a trained head alone reaches, and what the model gives before the first step.
-
-    Attributes:
-        accuracy: On the test part.
-        before_accuracy: Of the model as the training finds it, on the test part.
-        validation_accuracy: On the part that its penalty was chosen on.
-        correct: For each test row, in order, 1 if the head alone is right.
-        seconds: Seconds for features and fit.
-        data_sha256: Digest of the divided rows, so that a resumed run sees the same.
-    """
-
-    accuracy: float
-    before_accuracy: float
-    validation_accuracy: float
-    correct: list[int]
-    seconds: float
-    data_sha256: str
+class _Run:
+    # What the stages of a run share.
+    recipe: Recipe
+    prepared: Prepared
+    method: Method
+    network: nn.Module
+    folder: RunFolder
+    watcher: Observer
+    full_parameters: int
 
 
 def finetune(
@@ -120,10 +122,11 @@ def finetune(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> RunResult:
-    """Fine-tune a pretrained model with an adapter and measure what it bought.
+    """Fine-tune a pretrained model and measure what it bought.
 
-    Everything that can be wrong with the recipe, the data, the model and the disk is found before an older run is
-    touched and before the training starts.
+    Everything that can be wrong with the recipe, the data, the model, the memory and the disk is found before an older
+    run is touched and before the training starts. Started by ``torchrun``, every process runs this with the same
+    arguments; the first one writes.
 
     Args:
         recipe: The run.
@@ -136,32 +139,61 @@ def finetune(
         The closing figures; they also stand in ``result.json``.
     """
     started = time.monotonic()
-    watcher = observer or Silent()
+    processes.share(recipe.train.batch_size)
+    processes.join()
+    watcher = observer if observer is not None and processes.is_first() else Silent()
+    method = METHODS[recipe.method]
+    method.refuse_unused(recipe)
+    claimed = processes.on_first(lambda: _claim(recipe, output, resume=resume, overwrite=overwrite))
+    folder = replace(claimed, writes=processes.is_first())
+    watcher.stage(f"Reading {recipe.data.name} and {recipe.model.name}")
+    prepared = prepare_task(recipe.task, recipe.model, recipe.data, head_seed=recipe.train.seed)
+    full = sum(p.numel() for p in prepared.model.parameters())
+    watcher.stage(memory_sentence(recipe, prepared))
+    network = method.put_on(prepared.model, recipe, prepared.heads)
+    processes.on_first(lambda: folder.check_space(_bytes_to_write(network, recipe)))
+    run = _Run(
+        recipe=recipe,
+        prepared=prepared,
+        method=method,
+        network=network,
+        folder=folder,
+        watcher=watcher,
+        full_parameters=full,
+    )
+    with ExitStack() as held, processes.loss_of_a_process_said(_how_to_resume(folder)):
+        processes.on_first(lambda: _begin(held, run))
+        watcher.begun(str(folder.path))
+        return _run(run, started=started)
+
+
+def _claim(recipe: Recipe, output: str | Path | None, *, resume: bool, overwrite: bool) -> RunFolder:
     folder = claim(output, resume=resume, overwrite=overwrite)
     if folder.resumes:
         require_same_recipe(folder.path, recipe)
     folder.check_space(0)
-    watcher.stage(f"Reading {recipe.data.name} and {recipe.model.name}")
-    prepared = prepare(recipe.model, recipe.data, head_seed=recipe.train.seed)
-    full = sum(p.numel() for p in prepared.model.parameters())
-    in_full = tuple(dict.fromkeys((*recipe.adapter.modules_to_save, *prepared.heads)))
-    attach(prepared.model, replace(recipe.adapter, modules_to_save=in_full))
-    folder.check_space(_bytes_to_write(prepared.model, recipe))
-    with folder.begun(recipe):
-        watcher.begun(str(folder.path))
-        return _run(recipe, prepared, folder, watcher, started=started, full=full)
+    return folder
 
 
-def _run(
-    recipe: Recipe, prepared: Prepared, folder: RunFolder, watcher: Observer, *, started: float, full: int
-) -> RunResult:
-    checkpoint = last_checkpoint(folder.checkpoints) if folder.resumes else None
+def _begin(held: ExitStack, run: _Run) -> None:
+    held.enter_context(run.folder.begun(run.recipe))
+
+
+def _how_to_resume(folder: RunFolder) -> str:
+    return f"Start it again with --output {folder.path} --resume."
+
+
+def _run(run: _Run, *, started: float) -> RunResult:
+    recipe, prepared, folder, watcher = run.recipe, run.prepared, run.folder, run.watcher
+    checkpoint = last_checkpoint(folder.checkpoints, run.method) if folder.resumes else None
     if folder.resumes:
         folder.forget_after(step_of(checkpoint) if checkpoint else -1)
+        processes.wait()
     watcher.stage(_counts(prepared))
-    head_alone = _head_alone(prepared, folder, recipe, watcher, fresh=checkpoint is None)
-
-    trainer, recorder = _trainer(prepared, folder, recipe, watcher)
+    for note in (*prepared.notes, *run.method.notes(recipe)):
+        watcher.stage(note)
+    trainer, recorder = make_trainer(recipe, prepared, run.method, run.network, folder=folder, watcher=watcher)
+    baseline = _baseline(run, trainer, fresh=checkpoint is None)
     watcher.stage(f"Training {recipe.train.steps} steps" + (f" from {checkpoint.name}" if checkpoint else ""))
     if checkpoint and step_of(checkpoint) >= recipe.train.steps:
         trainer.restore(checkpoint)  # the Trainer would take one step more
@@ -169,166 +201,134 @@ def _run(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     train_seconds = recorder.seconds
     watcher.stage("Scoring the test part")
-    after, correct = _test(trainer, prepared)
-
-    # PEFT's class for the task exists only for the classes that transformers has.
-    task_type = None if prepared.pooled_by_mean else "SEQ_CLS"
-    save_adapter(prepared.model, folder.adapter, base_model=recipe.model.name, task_type=task_type)
-    trained, _ = count_parameters(prepared.model)
-    heads = sum(p.numel() for module in saved_modules(prepared.model).values() for p in module.parameters())
-    paired = np.array(correct) - np.array(head_alone.correct)
-    result = RunResult(
-        folder=str(folder.path),
-        label_names=prepared.label_names,
-        rows=prepared.rows,
-        head_alone_accuracy=head_alone.accuracy,
-        before_accuracy=head_alone.before_accuracy,
-        accuracy=after,
-        gain=after - head_alone.accuracy,
-        gain_standard_error=float(paired.std(ddof=1) / np.sqrt(len(paired))) if len(paired) > 1 else 0.0,
-        validation_accuracy=float(trainer.state.best_metric or 0.0),
-        best_step=trainer.state.best_global_step or trainer.state.global_step,
-        steps=trainer.state.global_step,
-        trained_parameters=trained,
-        head_parameters=heads,
-        lora_parameters=heads + sum(site.A.numel() + site.B.numel() for site in sites(prepared.model)),
-        full_parameters=full,
-        adapter_bytes=(folder.adapter / WEIGHTS_FILE).stat().st_size,
-        features_seconds=round(head_alone.seconds, 3),
+    after = _test(trainer, prepared)
+    if folder.writes:
+        run.method.save(run.network, folder.adapter, base_model=recipe.model.name, task_type=prepared.task_type)
+    processes.wait()
+    result = _result(
+        run,
+        trainer,
+        baseline,
+        after=after,
         train_seconds=round(train_seconds, 3),
+        samples_per_second=recorder.samples_per_second(recipe.train.batch_size * recipe.train.gradient_accumulation),
         total_seconds=round(time.monotonic() - started, 3),
-        peak_memory_bytes=peak_bytes(),
-        resumed=folder.resumes,
     )
-    folder.record({"split": "test", "step": result.best_step, "accuracy": after})
+    folder.record({"split": "test", "step": result.best_step, **result.metrics["after"]})
     folder.finish(result.to_dict())
     return result
 
 
 def _counts(prepared: Prepared) -> str:
-    rows = prepared.rows
-    dropped = f" ({rows['dropped']} that also stand elsewhere left out)" if rows["dropped"] else ""
+    rows = {name: len(items) for name, items in prepared.parts.items()}
+    further = "".join(f", {len(items):,} of {name}" for name, items in prepared.environments.items())
     return (
-        f"{rows['train']:,} training rows{dropped}, {rows['validation']:,} for choices, {rows['test']:,} for the"
-        f" closing figures; labels: {', '.join(prepared.label_names[:8])}"
+        f"{rows['train']:,} training rows, {rows['validation']:,} for choices, {rows['test']:,} for the closing"
+        f" figures{further}"
     )
 
 
-def _head_alone(prepared: Prepared, folder: RunFolder, recipe: Recipe, watcher: Observer, *, fresh: bool) -> HeadAlone:
-    stored = folder.checkpoints / _HEAD_ALONE
-    digest = prepared.digest()
-    if not fresh and (measured := _stored_head_alone(stored)) is not None:
+def _baseline(run: _Run, trainer: AdapterTrainer, *, fresh: bool) -> Baseline:
+    digest = run.prepared.digest()
+    file = run.folder.checkpoints
+    if not fresh and (measured := stored_baseline(file)) is not None:
         if measured.data_sha256 != digest:
             raise DataError(
-                f"The rows of {recipe.data.name} are others than when the run in {folder.path} began. Give it the same"
-                " data to go on with it, or begin a new run."
+                f"The rows of {run.recipe.data.name} are others than when the run in {run.folder.path} began. Give it"
+                " the same data to go on with it, or begin a new run."
             )
         return measured
-    watcher.stage("Fitting the head alone on features of the frozen model")
-    started = time.monotonic()
-    parts = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
-    total, read = sum(len(items) for items in parts.values()), 0
-
-    def done(rows: int) -> None:
-        nonlocal read
-        read += rows
-        watcher.progress("features", read, total, {})
-
-    with disabled(prepared.model):
-        features = {
-            name: pooled_features(prepared.model, items, prepared.collator, done=done) for name, items in parts.items()
-        }
-    probe = fit_probe(
-        (features["train"], prepared.train.labels),
-        (features["validation"], prepared.validation.labels),
-        labels=len(prepared.label_names),
-    )
-    logits = probe.logits(features["test"])
-    head = saved_modules(prepared.model)[prepared.heads[0]]
-    # A head that is no plain linear layer on the mean features cannot take the probe's weights.
-    if recipe.train.head_start == "probe" and isinstance(head, nn.Linear) and prepared.pooled_by_mean:
-        probe.copy_to(head)
-        before = logits
-    else:
-        before = predict_logits(prepared.model, prepared.test, prepared.collator)
-    measured = HeadAlone(
-        accuracy=accuracy(logits, prepared.test.labels),
-        before_accuracy=accuracy(before, prepared.test.labels),
-        validation_accuracy=probe.validation_accuracy,
-        correct=(logits.argmax(-1) == prepared.test.labels).astype(int).tolist(),
-        seconds=time.monotonic() - started,
-        data_sha256=digest,
-    )
-    write_file(stored, json.dumps(asdict(measured)))
-    folder.record({"split": "test", "step": 0, "head_alone_accuracy": measured.accuracy})
-    watcher.stage(f"Head alone: {measured.accuracy:.1%} on the test part")
+    copies = run.recipe.train.head_start == "probe"
+    measured = measure_baseline(run.prepared, trainer, copies_head=copies, watcher=run.watcher, data_sha256=digest)
+    if run.folder.writes:
+        measured.store(file)
+    metrics = run.prepared.scoring.score(np.array(measured.evidence))
+    run.folder.record({"split": "test", "step": 0, "what": measured.kind, **metrics})
+    metric = run.prepared.scoring.metric
+    run.watcher.stage(f"{measured.kind.capitalize()}: {metric} {metrics[metric]:.3f} on the test part")
     return measured
 
 
-def _stored_head_alone(file: Path) -> HeadAlone | None:
-    try:
-        return HeadAlone(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None  # not there, or damaged: it is measured again
+@dataclass(frozen=True, kw_only=True)
+class _After:
+    # What the trained model reaches: evidence of the test rows, metrics of further sets, further measurements.
+    evidence: np.ndarray
+    environments: dict[str, dict[str, float]]
+    closing: dict[str, dict[str, float]]
 
 
-def _trainer(
-    prepared: Prepared, folder: RunFolder, recipe: Recipe, watcher: Observer
-) -> tuple[AdapterTrainer, Recorder]:
-    train = recipe.train
-    seconds = [row["wall_s"] for row in folder.records() if "wall_s" in row]
-    recorder = Recorder(folder, watcher, seconds_before=max(seconds, default=0.0))
-    every = min(train.evaluate_every, train.steps)
-    args = TrainingArguments(
-        output_dir=str(folder.checkpoints),
-        max_steps=train.steps,
-        per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=FEATURE_BATCH,
-        gradient_accumulation_steps=train.gradient_accumulation,
-        learning_rate=train.lr,
-        weight_decay=train.weight_decay,
-        lr_scheduler_type="constant_with_warmup" if train.schedule == "constant" else train.schedule,
-        warmup_steps=round(train.warmup_fraction * train.steps),
-        max_grad_norm=train.max_grad_norm,
-        seed=train.seed,
-        logging_steps=min(_LOG_EVERY, every),
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=train.keep_checkpoints,
-        load_best_model_at_end=True,
-        metric_for_best_model="accuracy",
-        greater_is_better=True,
-        label_names=["labels"],
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
+def _test(trainer: AdapterTrainer, prepared: Prepared) -> _After:
+    evidence = trainer.evidence_of(prepared.test)
+    environments = {
+        name: prepared.scoring.score(trainer.evidence_of(items)) for name, items in prepared.environments.items()
+    }
+    trainer.network.eval()
+    closing = {name: measure(trainer.network) for name, measure in prepared.closing.items()}
+    return _After(evidence=evidence, environments=environments, closing=closing)
+
+
+def _result(run: _Run, trainer: AdapterTrainer, baseline: Baseline, *, after: _After, **timings: Any) -> RunResult:
+    prepared, scoring, network = run.prepared, run.prepared.scoring, run.network
+    before = np.array(baseline.evidence if baseline.before is None else baseline.before)
+    sign = 1 if scoring.greater_is_better else -1
+    metrics = {
+        "baseline": scoring.score(np.array(baseline.evidence)),
+        "before": scoring.score(before),
+        "after": scoring.score(after.evidence),
+    }
+    gain, error = paired_gain(
+        lambda rows: sign * scoring.score(rows)[scoring.metric], np.array(baseline.evidence), after.evidence
     )
-    trainer = AdapterTrainer(
-        prepared.model,
-        args,
-        rates={"lr_A": train.lr_A, "lr_B": train.lr_B, "lr_head": train.lr_head},
-        lengths=prepared.train.lengths,
-        train_dataset=prepared.train,
-        eval_dataset=prepared.validation,
-        data_collator=prepared.collator,
-        compute_metrics=lambda scored: {"accuracy": accuracy(scored.predictions, scored.label_ids)},
-        callbacks=[recorder],
+    trained, _ = count_parameters(network)
+    adapted = find_attached(network) is not None
+    heads = sum(p.numel() for head in _heads(run) for p in head.parameters())
+    return RunResult(
+        folder=str(run.folder.path),
+        task=run.recipe.task,
+        method=run.recipe.method,
+        label_names=prepared.label_names,
+        rows={
+            **{name: len(items) for name, items in {**prepared.parts, **prepared.environments}.items()},
+            "dropped": prepared.dropped,
+        },
+        metric=scoring.metric,
+        greater_is_better=scoring.greater_is_better,
+        baseline_kind=baseline.kind,
+        baseline=metrics["baseline"][scoring.metric],
+        before=metrics["before"][scoring.metric],
+        score=metrics["after"][scoring.metric],
+        gain=gain,
+        gain_standard_error=error,
+        validation=float(trainer.state.best_metric or 0.0),
+        metrics=metrics,
+        environments={
+            name: {"before": baseline.environments[name], "after": after.environments[name]}
+            for name in prepared.environments
+        },
+        closing={name: {"before": baseline.closing[name], "after": after.closing[name]} for name in prepared.closing},
+        best_step=trainer.state.best_global_step or trainer.state.global_step,
+        steps=trainer.state.global_step,
+        trained_parameters=trained,
+        head_parameters=heads,
+        lora_parameters=heads + sum(s.A.numel() + s.B.numel() for s in sites(network)) if adapted else None,
+        full_parameters=run.full_parameters,
+        adapter_bytes=sum(f.stat().st_size for f in run.folder.adapter.glob("*.safetensors")),
+        baseline_seconds=round(baseline.seconds, 3),
+        peak_memory_bytes=peak_bytes(),
+        resumed=run.folder.resumes,
+        **timings,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer, recorder
 
 
-def _test(trainer: AdapterTrainer, prepared: Prepared) -> tuple[float, list[int]]:
-    scored = trainer.predict(prepared.test)  # pyright: ignore[reportArgumentType]
-    logits, labels = np.asarray(scored.predictions), prepared.test.labels
-    return accuracy(logits, labels), (logits.argmax(-1) == labels).astype(int).tolist()
+def _heads(run: _Run) -> list[nn.Module]:
+    if find_attached(run.network) is not None:
+        return list(saved_modules(run.network).values())
+    return [run.prepared.model.get_submodule(path) for path in run.prepared.heads]
 
 
-def _bytes_to_write(model: nn.Module, recipe: Recipe) -> int:
-    adapter = sum(t.numel() * t.element_size() for t in adapter_tensors(model).values())
-    trained, _ = count_parameters(model)
+def _bytes_to_write(network: nn.Module, recipe: Recipe) -> int:
+    trained, _ = count_parameters(network)
+    frozen = sum(s.A.numel() + s.B.numel() for s in sites(network)) if find_attached(network) is not None else 0
+    adapter = 4 * (trained + frozen)
     checkpoint = adapter + 8 * trained  # AdamW: two float32 values each
     return adapter + (recipe.train.keep_checkpoints + 2) * checkpoint

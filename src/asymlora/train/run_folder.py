@@ -51,11 +51,13 @@ class RunFolder:
         path: The folder.
         resumes: Whether it holds an unfinished run that is gone on with.
         replaces: Whether it holds a run that `begun` removes.
+        writes: Whether this process writes it; of several that run one recipe, the first does.
     """
 
     path: Path
     resumes: bool = False
     replaces: bool = False
+    writes: bool = True
 
     @property
     def checkpoints(self) -> Path:
@@ -80,6 +82,9 @@ class RunFolder:
         Raises:
             RunExistsError: Another process has begun a run here meanwhile, or is running one.
         """
+        if not self.writes:
+            yield
+            return
         if self.replaces:
             with _held(self.path):
                 remove_folder(self.path)
@@ -108,6 +113,8 @@ class RunFolder:
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Append one row to the records, in one write."""
+        if not self.writes:
+            return
         line = json.dumps(row, allow_nan=False) + "\n"
         handle = os.open(self.path / RECORDS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -126,11 +133,15 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop the rows of later steps and the closing one: they are about to be taken again."""
+        if not self.writes:
+            return
         kept = [row for row in self.records() if row["step"] <= step and (row["split"] != "test" or row["step"] == 0)]
         write_file(self.path / RECORDS, "".join(json.dumps(row) + "\n" for row in kept))
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, which makes the run a finished one, and remove its checkpoints."""
+        if not self.writes:
+            return
         write_file(self.path / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
         if self.checkpoints.is_dir():
             remove_folder(self.checkpoints)

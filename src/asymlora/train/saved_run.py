@@ -1,105 +1,50 @@
-"""Use a finished run: its model with the adapter on, its labels, and a merged copy of it."""
+"""Use a finished run: its model with what was trained on it, ready to be asked, and a merged copy of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from typing import Any
 
 from asymlora.atomic import staged_folder
-from asymlora.attaching import load_adapter
 from asymlora.errors import RunExistsError, RunFolderError
-from asymlora.merging import merge
-from asymlora.tasks.classifiers import load_classifier, load_plain, save_plain, token_limit
-from asymlora.tasks.splits import Part
-from asymlora.tasks.text_classification import TokenizedTexts, predict_logits
+from asymlora.tasks.inputs import DataRecipe, ModelRecipe
+from asymlora.tasks.preparing import load_task
+from asymlora.tasks.task import Loaded
+from asymlora.train.methods import METHODS
 from asymlora.train.run_folder import ADAPTER, RECIPE, RESULT, stored_recipe
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What the model says of one text.
-
-    Attributes:
-        text: The text.
-        label: Name of the most probable label.
-        probability: Its probability, in [0, 1].
-    """
-
-    text: str
-    label: str
-    probability: float
+_TASK_OF_CLASS = {
+    "ForCausalLM": "language_modeling",
+    "ForConditionalGeneration": "seq2seq",
+    "ForImageClassification": "image_classification",
+}
+"""Of a merged folder, by the end of the class that its configuration names; a classifier of texts is none of these."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SavedRun:
-    """A model that is ready to be asked.
-
-    Attributes:
-        model: The classifier; of a run with its adapter on, of a merged folder plain.
-        tokenizer: Its tokenizer.
-        label_names: Names of the labels, by index.
-        max_tokens: Longer texts are cut.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    label_names: tuple[str, ...]
-    max_tokens: int
-
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """Return the most probable label of each text, in the order given.
-
-        Args:
-            texts: At least one text.
-
-        Returns:
-            One prediction for each.
-        """
-        predictions: list[Prediction] = []
-        for text in texts:
-            items = TokenizedTexts(self.tokenizer, Part(texts=[text], labels=[0]), max_tokens=self.max_tokens)
-            logits = predict_logits(self.model, items, DataCollatorWithPadding(self.tokenizer))[0].astype(np.float64)
-            probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-            best = int(probabilities.argmax())
-            predictions.append(
-                Prediction(text=text, label=self.label_names[best], probability=float(probabilities[best]))
-            )
-        return predictions
-
-
-def load_run(folder: str | Path) -> SavedRun:
+def load_run(folder: str | Path) -> Loaded:
     """Load a finished run, or a folder that `merge_run` wrote.
 
     Args:
         folder: The run's folder, or the merged model's.
 
     Returns:
-        The model with tokenizer and labels.
+        The model, ready to be asked.
 
     Raises:
         RunFolderError: The folder is neither, or the run has not ended.
     """
     path = Path(folder)
     if (path / "config.json").is_file():
-        model, tokenizer, labels, max_tokens = load_plain(path)
-        return SavedRun(model=model, tokenizer=tokenizer, label_names=labels, max_tokens=max_tokens)
-    if not (path / RECIPE).is_file():
-        raise RunFolderError(f"{path} is no run of asymlora (no {RECIPE} in it) and no model merged from one.")
-    if not (path / RESULT).is_file():
-        raise RunFolderError(
-            f"The run in {path} has not ended. Go on with it: asymlora finetune --output {path} --resume"
-        )
+        return _load_merged(path)
+    _require_run(path)
     recipe = stored_recipe(path)
     labels = tuple(json.loads((path / RESULT).read_text(encoding="utf-8"))["label_names"])
-    model, tokenizer = load_classifier(recipe.model, label_names=labels)
-    load_adapter(model, path / ADAPTER)
-    limit = token_limit(model, tokenizer, wanted=recipe.data.max_tokens)
-    return SavedRun(model=model.eval(), tokenizer=tokenizer, label_names=labels, max_tokens=limit)
+    loaded = load_task(recipe.task, recipe.model, recipe.data, label_names=labels)
+    network = METHODS[recipe.method].load(loaded.model, recipe, loaded.heads, path / ADAPTER)
+    network.eval()
+    return replace(loaded, network=network)
 
 
 def merge_run(folder: str | Path, out: str | Path) -> Path:
@@ -116,13 +61,35 @@ def merge_run(folder: str | Path, out: str | Path) -> Path:
         RunExistsError: ``out`` exists.
         RunFolderError: The folder is no finished run.
     """
-    target = Path(out)
+    target, path = Path(out), Path(folder)
     if target.exists():
         raise RunExistsError(f"{target} exists; nothing is overwritten. Choose a new folder.")
-    if not (Path(folder) / RECIPE).is_file():
+    if not (path / RECIPE).is_file():
         raise RunFolderError(f"{folder} is no run of asymlora (it has no {RECIPE}); only a run can be merged.")
-    run = load_run(folder)
-    merge(run.model)
+    run = load_run(path)
+    METHODS[stored_recipe(path).method].merge(run.network or run.model)
     with staged_folder(target) as staging:
-        save_plain(run.model, run.tokenizer, staging, max_tokens=run.max_tokens)
+        run.save(staging)
     return target
+
+
+def _require_run(path: Path) -> None:
+    if not (path / RECIPE).is_file():
+        raise RunFolderError(f"{path} is no run of asymlora (no {RECIPE} in it) and no model merged from one.")
+    if not (path / RESULT).is_file():
+        raise RunFolderError(
+            f"The run in {path} has not ended. Go on with it: asymlora finetune --output {path} --resume"
+        )
+
+
+def _load_merged(path: Path) -> Loaded:
+    from asymlora.tasks.classifiers import load_plain
+    from asymlora.tasks.text_classification import loaded
+
+    config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    names: list[str] = config.get("architectures") or [""]
+    for ending, task in _TASK_OF_CLASS.items():
+        if names[0].endswith(ending):
+            labels = tuple(dict(sorted(config.get("id2label", {}).items(), key=lambda pair: int(pair[0]))).values())
+            return load_task(task, ModelRecipe(name=str(path)), DataRecipe(), label_names=labels)
+    return loaded(*load_plain(path))

@@ -7,10 +7,11 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
@@ -18,15 +19,16 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from asymlora.atomic import STAGING_PREFIX, publish_folder, remove_folder
-from asymlora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, fill, read_adapter, save_adapter
-from asymlora.errors import AdapterFileError, AttachError, DivergedError
+from asymlora.errors import AsymloraError, AttachError, DivergedError
 from asymlora.optim import param_groups
 from asymlora.site_view import find_attached, sites
+from asymlora.tasks.task import Items, Scoring
 from asymlora.train.batching import LengthGroupedSampler
+from asymlora.train.methods import METHODS, Method
 
 _STATE_FILE = "trainer_state.json"
 _SILENT_STEPS = 10
-_NEEDED = (CONFIG_FILE, WEIGHTS_FILE, "optimizer.pt", "scheduler.pt", _STATE_FILE)
+_NEEDED = ("optimizer.pt", "scheduler.pt", _STATE_FILE)
 
 
 class AdapterTrainer(Trainer):
@@ -41,10 +43,13 @@ class AdapterTrainer(Trainer):
     * A quantised base passes the Trainer's refusal, because its adapters are what is trained.
 
     Args:
-        model: An attached model.
+        model: An attached model, or what another method trains.
         args: As for the `Trainer`; ``learning_rate`` and ``weight_decay`` are those of `param_groups`.
         rates: Absolute rates, ``lr_A``, ``lr_B``, ``lr_head``; None for the default of `param_groups`.
         lengths: Tokens of each training row, for batches of similar length; None for the Trainer's own order.
+        method: What is trained and how its weights are kept; None: an adapter of ours.
+        optimize: Builds the optimizer over a model, possibly wrapped; None: the one that ``args`` name.
+        scoring: How evaluation measures the model; None: the Trainer's own way.
         **others: As for the `Trainer`.
     """
 
@@ -55,11 +60,21 @@ class AdapterTrainer(Trainer):
         *,
         rates: Mapping[str, float | None] | None = None,
         lengths: list[int] | None = None,
+        method: Method | None = None,
+        optimize: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        scoring: Scoring | None = None,
         **others: Any,
     ) -> None:
         self.network = model
         self.rates = dict(rates or {})
         self.lengths = lengths
+        self.method = method or METHODS["adapter"]
+        self.optimize = optimize
+        self.scoring = scoring
+        self.evidence: Any = None
+        self._scored: Any = None
+        if scoring is not None:
+            others["compute_metrics"] = self._metrics
         # Rotation is done here, of what this run wrote: the stock one deletes in place, whatever has the right name.
         args = copy.copy(args)
         self.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
@@ -78,8 +93,10 @@ class AdapterTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer over named groups, one for each factor and kind."""
+        wrapped = self.network if model is None else model
+        if self.optimizer is None and self.optimize is not None:
+            self.optimizer = self.optimize(wrapped)
         if self.optimizer is None:
-            wrapped = self.network if model is None else model
             groups = param_groups(
                 wrapped, lr=self.args.learning_rate, weight_decay=self.args.weight_decay, **self.rates
             )
@@ -90,9 +107,42 @@ class AdapterTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         if self.lengths is None:
             return super()._get_train_sampler(train_dataset)
-        together = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedSampler(self.lengths, batch_size=together, seed=seed)
+        told = getattr(self.train_dataset, "set_epoch", None)
+        return LengthGroupedSampler(self.lengths, batch_size=together, seed=seed, told=told)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **options: Any) -> Any:
+        """Score a set of rows; `evidence` holds what the metrics saw of each."""
+        self._scored = dataloader.dataset
+        return super().evaluation_loop(dataloader, *args, **options)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        """Run the model on one batch, as the task scores it."""
+        if self.scoring is None:
+            return super().prediction_step(model, inputs, *args, **options)
+        inputs = self._prepare_inputs(inputs)  # pyright: ignore[reportAssignmentType]
+        with torch.inference_mode(), self.accelerator.autocast():
+            kept = self.scoring.keep(model, inputs)
+        # Labels stand for nothing here, but without them the Trainer asks for no metrics.
+        return None, kept.clone(), kept.new_zeros(len(kept))
+
+    def evidence_of(self, items: Items) -> np.ndarray:
+        """Run the model over a set of rows and return what the metrics see of each.
+
+        Args:
+            items: The rows.
+
+        Returns:
+            Shape ``(rows, m)``, as `Scoring.evidence` gives it.
+        """
+        self.predict(items)  # pyright: ignore[reportArgumentType]
+        return self.evidence
+
+    def _metrics(self, scored: Any) -> dict[str, float]:
+        assert self.scoring is not None
+        self.evidence = self.scoring.evidence(scored.predictions, self._scored)
+        return self.scoring.score(self.evidence)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Do one forward and backward pass.
@@ -118,7 +168,7 @@ class AdapterTrainer(Trainer):
     def _refuse_silent_sites(self) -> None:
         # A few steps, as a layer of a mixture of experts may not be called in each.
         if self._silent is None:
-            self._silent = {site.name for site in sites(self.network)}
+            self._silent = {site.name for site in sites(self.network)} if find_attached(self.network) else set()
         if not self._silent:
             return
         heard = {s.name for s in sites(self.network) if s.A.grad is not None or s.B.grad is not None}
@@ -133,7 +183,7 @@ class AdapterTrainer(Trainer):
     def _diverged(self, what: str) -> str:
         groups = self.optimizer.param_groups if self.optimizer else []
         rates = ", ".join(f"{g.get('name', 'lr')} {g['lr']:.3g}" for g in groups)
-        good = last_checkpoint(Path(str(self.args.output_dir)))
+        good = last_checkpoint(Path(str(self.args.output_dir)), self.method)
         kept = f"The last good checkpoint is {good}." if good else "No checkpoint was written yet."
         return (
             f"{what} at step {self.state.global_step + 1}, with the learning rates {rates}. {kept} Lower train.lr (a"
@@ -142,7 +192,7 @@ class AdapterTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         if self.args.should_save:
-            save_adapter(self.network, output_dir or str(self.args.output_dir))
+            self.method.save(self.network, Path(output_dir or str(self.args.output_dir)))
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -159,8 +209,10 @@ class AdapterTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._publish(self._staging / name, final / name)
+            self.accelerator.wait_for_everyone()
         finally:
-            shutil.rmtree(self._staging, ignore_errors=True)
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
 
     def _publish(self, staged: Path, final: Path) -> None:
@@ -179,7 +231,7 @@ class AdapterTrainer(Trainer):
                 remove_folder(old)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        fill(self.network if model is None else model, read_adapter(resume_from_checkpoint))
+        self.method.fill(self.network if model is None else model, Path(resume_from_checkpoint))
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         trained = super()._init_training_state(*args, **kwargs)
@@ -198,11 +250,11 @@ class AdapterTrainer(Trainer):
         """
         self.state = TrainerState.load_from_json(str(checkpoint / _STATE_FILE))
         best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
-        fill(self.network, read_adapter(best if best.is_dir() else checkpoint))
+        self.method.fill(self.network, best if best.is_dir() else checkpoint)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
-        fill(self.network, read_adapter(self.state.best_model_checkpoint))
+        self.method.fill(self.network, Path(self.state.best_model_checkpoint))
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -210,16 +262,22 @@ def checkpoints(folder: Path) -> list[Path]:
     return [f for f in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if re.fullmatch(r".*-\d+", f.name) and f.is_dir()]
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in ``folder`` that is complete and loads, or None."""
+def last_checkpoint(folder: Path, method: Method | None = None) -> Path | None:
+    """Return the newest checkpoint in ``folder`` that is complete and loads, or None.
+
+    Args:
+        folder: Where checkpoints are.
+        method: How their weights are kept; None: as an adapter of ours.
+    """
+    method = method or METHODS["adapter"]
     for checkpoint in sorted(checkpoints(folder), key=step_of, reverse=True):
-        files = [checkpoint / name for name in _NEEDED]
+        files = [checkpoint / name for name in (*method.files, *_NEEDED)]
         if not all(f.is_file() and f.stat().st_size for f in files) or not any(checkpoint.glob("rng_state*.pth")):
             continue
         try:
             json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
-            read_adapter(checkpoint)
-        except (AdapterFileError, ValueError):
+            method.check(checkpoint)
+        except (AsymloraError, OSError, ValueError):
             continue
         # torch.save writes zip archives, whose index stands at the end: a torn one is none.
         if all(zipfile.is_zipfile(f) for f in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"))):

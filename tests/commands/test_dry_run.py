@@ -1,0 +1,69 @@
+"""Every recipe at the papers' scale builds without weights, tells its cost, and lacks weights or memory only."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asymlora.cli import main
+from asymlora.train.recipe import Recipe
+
+SCALE = Path(__file__).parents[2] / "experiments" / "paper_scale"
+RECIPES = sorted(SCALE.glob("*.yaml"))
+# Factors and heads by hand: layers x (in or out) x rank x targets.
+TRAINED = {
+    "bart_large_xsum": (12 + 2 * 12) * 3 * 1024 * 16,
+    "llama_2_7b_alpaca": 32 * 2 * 4096 * 32,
+    "llama_7b_flan": 32 * 64 * (4 * 2 * 4096 + 3 * (4096 + 11008)),
+    "roberta_large_glue": 24 * 2 * 1024 * 8 + 1024 * 1024 + 1024 + 2 * 1024 + 2,
+    "roberta_large_mnli": 24 * 2 * 2 * 1024 * 8 + 1024 * 1024 + 1024 + 2 * 1024 + 2,
+    "tinyllama_wikitext2": 22 * 16 * (2 * 2 * 2048 + 2 * (2048 + 256) + 3 * (2048 + 5632)),
+    "vit_base_pacs": 12 * 8 * (5 * 768 + 3072) + 2 * 768 + 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SCALE.parents[1])  # the recipes name their configurations from there
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def test_every_recipe_is_tested() -> None:
+    assert [file.stem for file in RECIPES] == sorted(TRAINED)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_paper_scale_recipe_tells_cost_and_count_and_what_is_missing(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", str(file), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "full fine-tuning" in printed
+    assert f"Trained: {TRAINED[file.stem]:,} values" in printed
+    assert re.search(r"A step needs about .* of the .* that is free|memory of a step is not predicted", printed)
+    missing = re.findall(r"^(\w+) (?:are|is) missing here", printed, flags=re.MULTILINE)
+    assert set(missing) <= {"Weights", "Data", "Memory"}
+    assert "Weights" in missing
+    recipe = Recipe.load(file)
+    assert recipe.model.name in printed
+    assert recipe.data.name in printed
+
+
+def test_without_dry_run_it_fails_for_want_of_data_or_weights_with_that_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["finetune", str(SCALE / "roberta_large_glue.yaml"), "--output", str(tmp_path / "run")]) == 2
+    assert "hub cannot be reached" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_nothing_is_missing_it_says_so(small_recipe: dict[str, dict[str, str]]) -> None:
+    options = ["--model.name", small_recipe["model"]["name"], "--data.name", small_recipe["data"]["name"]]
+    command = [sys.executable, "-m", "asymlora", "finetune", *options, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Weights and data can be had here: run it without --dry-run." in done.stdout
