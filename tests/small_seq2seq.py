@@ -39,7 +39,7 @@ def write_model(folder: Path, kind: str = "bart", **changes: Any) -> Path:
 
 
 _BART = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
-_BART_REST = {"max_position_embeddings": 48, "forced_eos_token_id": None}
+_BART_REST = {"max_position_embeddings": 48, "forced_eos_token_id": None, "init_std": 0.3}
 _T5 = {"num_layers": 2, "num_heads": 2, "d_kv": 8, "d_ff": 32}
 QUERIES = {"bart": ("q_proj", "v_proj"), "t5": ("q", "v")}
 """Layers to adapt."""

@@ -108,9 +108,7 @@ def test_two_workers_of_ray_end_at_the_loss_of_one_process(plain: dict[str, Any]
     assert facts["last_loss"] == pytest.approx(plain["last_loss"], rel=1e-3)
 
 
-def test_submitit_starts_the_processes_of_a_run(
-    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_submitit_starts_the_processes_of_a_run(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(small_recipe))
     options = ["--recipe", str(recipe), "--output", str(tmp_path / "run")]
@@ -131,7 +129,7 @@ def test_the_fsdp_configuration_is_one_that_accelerate_reads() -> None:
     assert not config.use_cpu
 
 
-def test_accelerate_knows_every_key_of_the_fsdp_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerate_knows_every_key_of_the_fsdp_configuration() -> None:
     from accelerate import FullyShardedDataParallelPlugin
 
     content = yaml.safe_load((EXAMPLES / "accelerate_fsdp2.yaml").read_text())["fsdp_config"]

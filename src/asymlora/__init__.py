@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from asymlora.checkpoint import save_adapter
     from asymlora.converting import convert_adapter
     from asymlora.factor_spec import FactorSpec
+    from asymlora.gradient_correction import GradientCorrection, correct_gradients
     from asymlora.merging import MergeError, merge, merge_errors, merged
     from asymlora.optim import param_groups
     from asymlora.peft_bridge import SpeedUp, freeze, initialize, restore_forward, speed_up, unfreeze
@@ -64,6 +65,8 @@ _HOME = {
     "to_peft_model": "peft_conversion",
     # training and files
     "param_groups": "optim",
+    "correct_gradients": "gradient_correction",
+    "GradientCorrection": "gradient_correction",
     "save_adapter": "checkpoint",
     "load_adapter": "attaching",
     "convert_adapter": "converting",
@@ -76,6 +79,7 @@ _HOME = {
 __all__ = [
     "AdapterSpec",
     "FactorSpec",
+    "GradientCorrection",
     "MergeError",
     "Recipe",
     "RunResult",
@@ -83,6 +87,7 @@ __all__ = [
     "SpeedUp",
     "attach",
     "convert_adapter",
+    "correct_gradients",
     "detach",
     "disabled",
     "errors",

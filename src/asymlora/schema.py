@@ -144,6 +144,8 @@ def _plain(value: Any) -> Any:
 
 def _convert(hint: Any, value: Any, *, where: str) -> Any:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin in (Union, types.UnionType):
         return _convert_union(options, value, where=where)
     if origin is Literal:

@@ -68,13 +68,13 @@ def test_lacking_weights_are_refused_and_not_drawn(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     state = {name: value for name, value in model.state_dict().items() if "layers.1.mlp" not in name}
     model.save_pretrained(folder, state_dict=state)
-    with pytest.raises(DataError, match="lack weights that would start at random: model.layers.1.mlp"):
+    with pytest.raises(DataError, match=r"lack weights that would start at random: model.layers.1.mlp"):
         load_causal(ModelRecipe(name=str(folder)))
 
 
 def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     small_llama().save_pretrained(tmp_path / "m")
-    with pytest.raises(DataNotFoundError, match="language model .* could not be loaded"):
+    with pytest.raises(DataNotFoundError, match=r"language model .* could not be loaded"):
         load_causal(ModelRecipe(name=str(tmp_path / "m")))
 
 

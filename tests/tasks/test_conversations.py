@@ -26,7 +26,10 @@ def _talks(data: DataRecipe, part: str = "train") -> list[Any]:
 def test_prompt_and_answer_are_one_turn_each(tmp_path: Path) -> None:
     name = _file(tmp_path, [{"ask": "Hi?", "say": "Hello."}, {"ask": "2+2?", "say": 4}])
     data = DataRecipe(name=name, text="ask", target="say")
-    assert _talks(data) == [[USER, ANSWER], [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]]
+    assert _talks(data) == [
+        [USER, ANSWER],
+        [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}],
+    ]
     assert read_conversations(data).column("train", "text") == ["Hi?", "2+2?"]
 
 
@@ -89,7 +92,7 @@ def test_missing_columns_holes_and_missing_files_are_told(tmp_path: Path) -> Non
     name = _file(tmp_path, [{"prompt": "a", "target": "b"}, {"prompt": "c", "target": None}])
     with pytest.raises(MissingColumnError, match=r"Name yours with data.text and data.target"):
         read_conversations(DataRecipe(name=name))
-    with pytest.raises(DataError, match="1 of 2 rows .* have no 'target'; the first is row 2"):
+    with pytest.raises(DataError, match=r"1 of 2 rows .* have no 'target'; the first is row 2"):
         read_conversations(DataRecipe(name=name, text="prompt"))
     with pytest.raises(DataNotFoundError, match="There is no data at"):
         read_conversations(DataRecipe(name=str(tmp_path / "nothing.jsonl")))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_infilling_hides_the_share_and_keeps_the_rest_in_order(length: int, shar
 def test_each_span_is_one_mask_where_it_was(length: int, seed: int) -> None:
     tokens = list(range(length))
     source, hidden = infill(tokens, mask=MASK, random=_random(seed), share=0.3, mean_span=3.0)
-    for before, after in zip(source, source[1:], strict=False):
+    for before, after in pairwise(source):
         if MASK not in (before, after):
             assert after == before + 1  # nothing is hidden without a mask in its place
     assert all(hidden) or source[0] in (0, MASK)
@@ -83,7 +84,7 @@ def test_every_order_of_the_sentences_is_equally_likely() -> None:
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), row=st.integers(0, 99))
 def test_hidden_tokens_are_marked_in_the_order_of_the_target(lengths: list[int], row: int) -> None:
     ends = np.cumsum([0, *lengths]).tolist()
-    sentences = [list(range(a, b)) for a, b in zip(ends, ends[1:], strict=False)]
+    sentences = [list(range(a, b)) for a, b in pairwise(ends)]
     noised = noise(sentences, mask=MASK, address=(0, 0, row))
     assert noised.target == list(range(ends[-1]))
     gone = {token for token, hidden in zip(noised.target, noised.hidden, strict=True) if hidden}

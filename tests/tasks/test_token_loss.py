@@ -320,5 +320,5 @@ def test_score_of_a_lost_model_is_finite() -> None:
 
 
 def test_unknown_metric_is_refused() -> None:
-    with pytest.raises(UnknownNameError, match="data.metric='accuracy' is no metric of this task"):
+    with pytest.raises(UnknownNameError, match=r"data.metric='accuracy' is no metric of this task"):
         TokenScoring("accuracy")

@@ -70,7 +70,8 @@ def _conflicts(
 
 def _outside(saved: GenerationConfig, network: PreTrainedModel) -> Iterator[str]:
     # Ids that the model cannot write.
-    rows = network.get_input_embeddings().num_embeddings  # pyright: ignore[reportAttributeAccessIssue]
+    table: Any = network.get_input_embeddings()
+    rows: int = table.num_embeddings
     if _start(saved, network) is None:
         yield "decoder_start_token_id is in neither generation_config nor config: set it, for T5 to the padding token"
     for name in ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "eos_token_id"):

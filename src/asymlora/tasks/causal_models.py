@@ -127,9 +127,9 @@ class TokenRows(Dataset[dict[str, Any]]):
             stands before it.
     """
 
-    def __init__(self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> None:
+    def __init__(self, rows: Sequence[tuple[Sequence[int] | np.ndarray, Sequence[bool] | np.ndarray]]) -> None:
         self.ids = [np.asarray(ids, dtype=np.int32) for ids, _ in rows]
-        self.predicted = [np.asarray(predicted, dtype=bool) for _, predicted in rows]
+        self.predicted = [np.array(predicted, dtype=bool) for _, predicted in rows]
         for predicted in self.predicted:
             predicted[:1] = False
 

@@ -42,6 +42,7 @@ class MeanPooledClassifier(PreTrainedModel):
     """
 
     base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
     _tied_weights_keys: Any = None
 
     def __init__(self, config: PreTrainedConfig) -> None:

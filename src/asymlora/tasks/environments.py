@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,7 +58,13 @@ def names_of(table: Table) -> list[str]:
 
 
 def scored_rows(
-    table: Table, parts: Parts, *, train_environment: str | None, role: str
+    table: Table,
+    parts: Parts,
+    *,
+    train_environment: str | None,
+    role: str,
+    max_rows: int | None = None,
+    seed: int = 0,
 ) -> tuple[dict[str, Part], tuple[str, ...]]:
     """Return the rows that each environment is scored on by itself.
 
@@ -70,6 +77,8 @@ def scored_rows(
         parts: The divided rows of the run.
         train_environment: The environment that is trained on; None: all of them together.
         role: Role of the input, ``image`` or ``text``.
+        max_rows: Rows that are kept of each, drawn by the seed; None: all.
+        seed: Seed of that draw.
 
     Returns:
         Rows by environment, and sentences that tell their numbers.
@@ -97,6 +106,8 @@ def scored_rows(
             raise DataError(
                 f"Every row of the environment {name!r} also stands in the training part. Give it rows of its own."
             )
+        if max_rows is not None and len(fresh) > max_rows:
+            fresh = sorted(random.Random(seed).sample(fresh, max_rows))
         found[name] = _part(table, _rows(rows, fresh), parts.label_names, environment=name)
         repeated = f"; {left_out:,} that training has are left out" if left_out else ""
         notes.append(f"Also scored on {name}: {len(fresh):,} rows, {kind}{repeated}.")

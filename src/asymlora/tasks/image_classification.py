@@ -83,20 +83,24 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         test_fraction=data.test_fraction,
         seed=data.seed,
         max_rows=data.max_rows,
+        max_scored_rows=data.max_scored_rows,
     )
-    elsewhere, notes = scored_rows(table, parts, train_environment=data.train_environment, role="image")
+    elsewhere, notes = scored_rows(
+        table,
+        parts,
+        train_environment=data.train_environment,
+        role="image",
+        max_rows=data.max_scored_rows,
+        seed=data.seed,
+    )
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(head_seed)
         loaded = load_image_model(model, label_names=parts.label_names, size=data.image_size)
 
-    def items(part: Part, *, augmentation: Augmentation | None = None) -> ImageItems:
-        images, rows = part.columns["image"], part.labels
-        settings = loaded.settings
-        return ImageItems(images, rows, settings=settings, augmentation=augmentation, tokens=loaded.tokens)
-
-    train = items(parts.train, augmentation=Augmentation(seed=data.seed) if data.augment else None)
-    validation, test = items(parts.validation), items(parts.test)
-    environments = {name: items(part) for name, part in elsewhere.items()}
+    augmentation = Augmentation(seed=data.seed) if data.augment else None
+    train = _items(loaded, parts.train, augmentation)
+    validation, test = _items(loaded, parts.validation), _items(loaded, parts.test)
+    environments = {name: _items(loaded, part) for name, part in elsewhere.items()}
     refuse_broken({"train": train, "validation": validation, "test": test, **environments})
 
     def fit_head(done: Done) -> HeadAlone:
@@ -116,6 +120,7 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         fit_head=fit_head,
         environments=environments,
         notes=(*notes, *parts.notes()),
+        dropped=parts.dropped,
     )
 
 
@@ -136,7 +141,13 @@ def load(model: ModelRecipe, data: DataRecipe, *, task: str, label_names: tuple[
     def answer(given: list[str]) -> list[Answer]:
         return [_answer(loaded, path, label_names) for path in given]
 
-    return Loaded(model=loaded.model, processor=loaded.settings, answer=answer, save=lambda to: loaded.save(Path(to)))
+    return Loaded(
+        model=loaded.model,
+        processor=loaded.settings,
+        answer=answer,
+        save=lambda to: loaded.save(Path(to)),
+        heads=loaded.heads,
+    )
 
 
 def collate(items: list[dict[str, Any]]) -> Batch:
@@ -199,6 +210,11 @@ def _fit_head(
         validation=probe.validation_score,
         copy_to_model=copy_to_model if loaded.reads_head else None,
     )
+
+
+def _items(loaded: ImageModel, part: Part, augmentation: Augmentation | None = None) -> ImageItems:
+    images, settings = part.columns["image"], loaded.settings
+    return ImageItems(images, part.labels, settings=settings, augmentation=augmentation, tokens=loaded.tokens)
 
 
 def _batches(items: ImageItems) -> Iterator[Batch]:

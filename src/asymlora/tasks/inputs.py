@@ -30,7 +30,7 @@ TASKS: dict[str, TaskRow] = {
         module="asymlora.tasks.language_modeling",
         defaults={
             "model": {"name": "embedded:smollm2-135m"},
-            "data": {"name": "embedded:brown", "max_rows": 2000},
+            "data": {"name": "embedded:brown", "max_rows": 2000, "max_scored_rows": 200},
             "train": _SMALL_STEPS,
         },
     ),
@@ -46,8 +46,9 @@ TASKS: dict[str, TaskRow] = {
         module="asymlora.tasks.image_classification",
         defaults={
             "model": {"name": "embedded:vit-s14"},
-            "data": {"name": "embedded:fashion-mnist", "max_rows": 2000},
-            "train": {"steps": 60, "evaluate_every": 20, "batch_size": 16},
+            # 28 pixels doubled: 4 x 4 patches.
+            "data": {"name": "embedded:fashion-mnist", "max_rows": 2000, "max_scored_rows": 500, "image_size": 56},
+            "train": {"steps": 60, "evaluate_every": 20, "batch_size": 16, "lr": 1e-3},
         },
     ),
 }
@@ -114,6 +115,7 @@ class DataRecipe:
         max_tokens: Longer inputs are cut, and counted; the length of a block in language modelling. At least 2.
         max_target_tokens: The same for targets, and the longest text that is generated. At least 2.
         max_rows: Training rows that are used, drawn by ``seed``; None: all.
+        max_scored_rows: Rows of validation, of test and of each further domain that are used, likewise; None: all.
         beams: Beams of the search that writes a target, at least 1.
         image_size: Pixels of a side after resizing.
         augment: Crop, flip and tint training images at random.
@@ -139,6 +141,7 @@ class DataRecipe:
     max_tokens: int = 64
     max_target_tokens: int = 64
     max_rows: int | None = None
+    max_scored_rows: int | None = None
     beams: int = 4
     image_size: int = 112
     augment: bool = True
@@ -159,7 +162,7 @@ class DataRecipe:
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 problems.append(f"data.{name}={getattr(self, name)} must lie between 0 and 1")
-        least = {"max_tokens": 2, "max_target_tokens": 2, "max_rows": 1, "beams": 1, "image_size": 8, "shots": 0}
+        least = {"max_tokens": 2, "max_target_tokens": 2, "max_rows": 1, "max_scored_rows": 2, "beams": 1, "image_size": 8, "shots": 0}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:

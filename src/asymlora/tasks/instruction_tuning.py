@@ -55,6 +55,7 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         seed=data.seed,
         labels="none",
         max_rows=data.max_rows,
+        max_scored_rows=data.max_scored_rows,
     )
     network, tokenizer = load_causal(model)
     form = ChatFormat(tokenizer)

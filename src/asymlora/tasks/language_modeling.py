@@ -36,7 +36,8 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
 
     Args:
         model: Which model.
-        data: Which texts; ``max_tokens`` is the length of a block, ``max_rows`` counts blocks.
+        data: Which texts; ``max_tokens`` is the length of a block, ``max_rows`` and ``max_scored_rows``
+            count blocks.
         task: ``language_modeling``.
         head_seed: Not used: there is no fresh head.
 
@@ -61,7 +62,9 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
             )
     counts = {part: sum(map(len, made)) for part, made in blocks.items()}
     blocks["train"], unused = _drawn(blocks["train"], data.max_rows, data.seed)
-    sets = {part: TokenRows([(ids, [True] * len(ids)) for ids in made]) for part, made in blocks.items()}
+    for part in ("validation", "test"):
+        blocks[part], _ = _drawn(blocks[part], data.max_scored_rows, data.seed)
+    sets = {part: TokenRows([(ids, np.ones(len(ids), bool)) for ids in made]) for part, made in blocks.items()}
     return Prepared(
         model=network,
         processor=tokenizer,
@@ -141,17 +144,14 @@ def hold_out_end(texts: Sequence[str], *, fraction: float) -> tuple[list[str], l
         >>> hold_out_end(["one two three four five"], fraction=0.5)
         (['one two '], ['three four five'])
     """
-    ends = list(accumulate(map(len, texts)))
-    total = ends[-1] if ends else 0
+    ends = [0, *accumulate(map(len, texts))]
+    total = ends[-1]
     wanted = round((1 - fraction) * total)
-    nearest = min(ends[:-1], key=lambda end: abs(end - wanted), default=total)
-    if abs(nearest - wanted) <= fraction * total / 2:
-        at = ends.index(nearest) + 1
-        rest, held = list(texts[:at]), list(texts[at:])
-    else:
-        at = next(i for i, end in enumerate(ends) if end >= wanted)
-        start = ends[at] - len(texts[at])
-        cut = texts[at].rfind(" ", 0, wanted - start) + 1 or wanted - start
+    at = min(range(len(ends)), key=lambda i: abs(ends[i] - wanted))
+    rest, held = list(texts[:at]), list(texts[at:])
+    if texts and abs(ends[at] - wanted) > fraction * total / 2:
+        at = next(i for i in range(len(texts)) if ends[i + 1] >= wanted)
+        cut = texts[at].rfind(" ", 0, wanted - ends[at]) + 1 or wanted - ends[at]
         rest, held = [*texts[:at], texts[at][:cut]], [texts[at][cut:], *texts[at + 1 :]]
     if not "".join(rest).strip() or not "".join(held).strip():
         raise DataError(
@@ -161,7 +161,7 @@ def hold_out_end(texts: Sequence[str], *, fraction: float) -> tuple[list[str], l
     return rest, held
 
 
-def token_blocks(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, size: int) -> list[list[int]]:
+def token_blocks(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, size: int) -> list[np.ndarray]:
     """Return texts as contiguous blocks of tokens.
 
     Documents are joined with the end token. Pieces of one file, which all but the last end in a line break, are joined
@@ -181,11 +181,12 @@ def token_blocks(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, si
     stream: list[int] = []
     for text in texts:
         stream += [*token_ids(tokenizer, text, start=True), *([end] if isinstance(end, int) else [])]
-    blocks = [stream[start : start + size] for start in range(0, len(stream), size)]
+    packed = np.array(stream, dtype=np.int32)
+    blocks = [packed[start : start + size] for start in range(0, len(packed), size)]
     return [block for block in blocks if len(block) > 1]
 
 
-def _drawn(blocks: list[list[int]], count: int | None, seed: int) -> tuple[list[list[int]], int]:
+def _drawn(blocks: list[np.ndarray], count: int | None, seed: int) -> tuple[list[np.ndarray], int]:
     if count is None or count >= len(blocks):
         return blocks, 0
     kept = np.random.RandomState(2 * seed).permutation(len(blocks))[:count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -64,6 +65,7 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         seed=data.seed,
         labels="none",
         max_rows=data.max_rows,
+        max_scored_rows=data.max_scored_rows,
     )
     network, tokenizer = load_seq2seq(model)
     limit, target_limit = _limits(network, tokenizer, data)
@@ -274,6 +276,8 @@ def _notes(made: dict[str, TextPairs], limit: int, target_limit: int, data: Data
     if target_limit < data.max_target_tokens:
         yield f"The model takes at most {target_limit} tokens of a target; {data.max_target_tokens} were asked for."
     test = made["test"]
+    if unseen := sum(not re.search("[a-z0-9]", target.lower()) for target in test.targets):
+        yield f"{unseen:,} of {len(test):,} test targets hold no Latin letter or digit; ROUGE sees nothing else."
     rows = range(0, len(test), -(-len(test) // COPIED_ROWS))
     copied = np.mean([rouge(test.sources[i], test.targets[i]) for i in rows], axis=0)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in zip(_ROUGE, copied, strict=True))
@@ -308,7 +312,10 @@ _SCORER = RougeScorer(_ROUGE, use_stemmer=True)
 
 
 def rouge(written: str, wanted: str) -> list[float]:
-    """Return the F-measures of ROUGE-1, -2 and -L, words reduced to their stems (Porter's), as rouge-score has them.
+    """Return the F-measures of ROUGE-1, -2 and -L, by rouge-score.
+
+    Words are runs of Latin letters and digits in lower case, reduced to their stems (Porter's); -L takes the text as
+    one sentence.
 
     Args:
         written: The model's text.

@@ -80,6 +80,7 @@ def divide(
     seed: int,
     labels: Literal["names", "numbers", "none"] = "names",
     max_rows: int | None = None,
+    max_scored_rows: int | None = None,
 ) -> Parts:
     """Divide rows into training, validation and test; parts that the source brings stay as they are.
 
@@ -90,6 +91,7 @@ def divide(
         seed: Seed of the division.
         labels: What the label column holds.
         max_rows: Training rows that are kept, drawn by the seed; None: all.
+        max_scored_rows: Rows of each of the other parts that are kept, likewise.
 
     Returns:
         The parts.
@@ -113,6 +115,8 @@ def divide(
                 f"No {part} row is left: each one's input also stands in another part. Give other rows."
             )
     parts["train"], unused = _at_most(parts["train"], max_rows, seed)
+    for part in ("validation", "test"):
+        parts[part], _ = _at_most(parts[part], max_scored_rows, seed)
     names, values = _labels(table, parts, labels)
     made = {
         part: Part(

@@ -21,6 +21,7 @@ from asymlora.tasks.classifiers import (
     save_plain,
     token_limit,
 )
+from asymlora.tasks.environments import own_rows, scored_rows
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.tasks.linear_probe import fit_number_probe, fit_probe
 from asymlora.tasks.sources import load_table
@@ -90,13 +91,16 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         Model, tokenizer and data.
     """
     numbers = task == "text_regression"
+    roles = ("text", "text_pair", "label") if numbers else ("text", "text_pair", "label", "environment")
+    table = load_table(data, roles=roles)
     parts = divide(
-        load_table(data, roles=("text", "text_pair", "label")),
+        own_rows(table, train_environment=data.train_environment),
         validation_fraction=data.validation_fraction,
         test_fraction=data.test_fraction,
         seed=data.seed,
         labels="numbers" if numbers else "names",
         max_rows=data.max_rows,
+        max_scored_rows=data.max_scored_rows,
     )
     names = (NUMBER,) if numbers else parts.label_names
     metric = data.metric or glue_metric(data.name, data.subset) or ("pearson" if numbers else "accuracy")
@@ -104,18 +108,28 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
     torch.manual_seed(head_seed)
     network, tokenizer, heads = load_with_heads(model, label_names=names)
     limit = token_limit(network, tokenizer, wanted=data.max_tokens)
-    sets = {p: TokenizedTexts(tokenizer, getattr(parts, p), max_tokens=limit) for p in PARTS}
+    elsewhere, shifts = scored_rows(
+        table,
+        parts,
+        train_environment=data.train_environment,
+        role="text",
+        max_rows=data.max_scored_rows,
+        seed=data.seed,
+    )
+    divided = {**{p: getattr(parts, p) for p in PARTS}, **elsewhere}
+    sets = {name: TokenizedTexts(tokenizer, part, max_tokens=limit) for name, part in divided.items()}
     prepared = Prepared(
         model=network,
         processor=tokenizer,
         collator=DataCollatorWithPadding(tokenizer),
-        **sets,
+        **{part: sets[part] for part in PARTS},
+        environments={name: sets[name] for name in elsewhere},
         scoring=scoring,
         heads=heads,
         label_names=parts.label_names,
         # PEFT's class for the task exists only for the classes that transformers has.
         task_type=None if isinstance(network, MeanPooledClassifier) else "SEQ_CLS",
-        notes=(*parts.notes(), *_cut_note(sets, limit), *_label_note(parts)),
+        notes=(*shifts, *parts.notes(), *_cut_note(sets, limit), *_label_note(parts)),
         dropped=parts.dropped,
     )
     return _with_head_alone(prepared)

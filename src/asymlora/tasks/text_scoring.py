@@ -128,7 +128,8 @@ def known_metric(metric: str, known: Sequence[str]) -> str:
 
 def targets_of(items: Items) -> np.ndarray:
     """Return the label of each row, shape ``(rows,)``."""
-    return np.array([items[i]["labels"] for i in range(len(items))])
+    own = getattr(items, "labels", None)  # where asking row by row would decode images
+    return np.array([items[i]["labels"] for i in range(len(items))] if own is None else own)
 
 
 def glue_metric(name: str, subset: str | None) -> str | None:

@@ -14,8 +14,6 @@ from asymlora.schema import answers_wrong_names, from_mapping, refuse_values, to
 from asymlora.spec import AdapterSpec
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe, task_row
 
-SCHEDULES = {"constant": "constant_with_warmup"}
-"""The Trainer's name where it is another one."""
 METHODS = ("adapter", "full", "head", "peft:lora", "peft:lora_fa", "peft:adalora", "peft:ia3")
 
 
@@ -255,7 +253,7 @@ def _with_task_defaults(base: dict[str, Any], given: Mapping[str, Any]) -> dict[
     return merged(base, defaults)
 
 
-_OF_OWN_DATA = ("name", "max_rows")
+_OF_OWN_DATA = ("name", "max_rows", "max_scored_rows", "image_size")
 
 
 def _with_preset(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from asymlora.train import processes
 from asymlora.train.baseline import Baseline, measure_baseline, stored_baseline
 from asymlora.train.callbacks import Observer, Silent
 from asymlora.train.methods import METHODS, Method
+from asymlora.train.optimizers import optimizer_class
 from asymlora.train.paired_gain import paired_gain
 from asymlora.train.recipe import Recipe
 from asymlora.train.run_folder import RunFolder, claim, peak_bytes, require_same_recipe
@@ -144,6 +145,7 @@ def finetune(
     watcher = observer if observer is not None and processes.is_first() else Silent()
     method = METHODS[recipe.method]
     method.refuse_unused(recipe)
+    optimizer_class(recipe.train.optimizer, recipe.train.optimizer_options)
     claimed = processes.on_first(lambda: _claim(recipe, output, resume=resume, overwrite=overwrite))
     folder = replace(claimed, writes=processes.is_first())
     watcher.stage(f"Reading {recipe.data.name} and {recipe.model.name}")
@@ -202,7 +204,7 @@ def _run(run: _Run, *, started: float) -> RunResult:
     train_seconds = recorder.seconds
     watcher.stage("Scoring the test part")
     after = _test(trainer, prepared)
-    if folder.writes:
+    if folder.writes or trainer.is_fsdp_enabled:  # what is sharded is gathered by all processes together
         run.method.save(run.network, folder.adapter, base_model=recipe.model.name, task_type=prepared.task_type)
     processes.wait()
     result = _result(

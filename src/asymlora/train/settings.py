@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,8 +26,8 @@ from asymlora.train import processes
 from asymlora.train.callbacks import Observer, Recorder
 from asymlora.train.memory_check import Planned, memory_line, refuse_too_large
 from asymlora.train.methods import Method
-from asymlora.train.optimizers import build_optimizer
-from asymlora.train.recipe import SCHEDULES, Recipe
+from asymlora.train.optimizers import build_optimizer, scheduler_type
+from asymlora.train.recipe import Recipe
 from asymlora.train.run_folder import RunFolder
 from asymlora.train.trainer import AdapterTrainer
 
@@ -57,8 +58,10 @@ def make_trainer(
     """
     train, scoring = recipe.train, prepared.scoring
     if train.gradient_checkpointing:
-        # Not by the Trainer's argument, which has another name from version to version.
-        prepared.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Not by the Trainer's argument, which has another name from version to version, as the method has.
+        name = "activation" if hasattr(prepared.model, "activation_checkpointing_enable") else "gradient"
+        enable = getattr(prepared.model, f"{name}_checkpointing_enable")
+        enable(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
     seconds = [row["wall_s"] for row in folder.records() if "wall_s" in row]
     recorder = Recorder(folder, watcher, metric=scoring.metric, seconds_before=max(seconds, default=0.0))
     trainer = AdapterTrainer(
@@ -71,7 +74,7 @@ def make_trainer(
         train_dataset=prepared.train,
         eval_dataset=prepared.validation,
         data_collator=prepared.collator,
-        compute_loss_func=prepared.loss and partial(_loss, prepared, method, network),
+        compute_loss_func=prepared.loss and partial(_loss, prepared.loss),
         callbacks=[recorder, MethodSteps(method, network), *_callbacks(recipe, folder)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -112,10 +115,11 @@ def training_arguments(recipe: Recipe, prepared: Prepared, folder: RunFolder) ->
         gradient_accumulation_steps=train.gradient_accumulation,
         learning_rate=train.lr,
         weight_decay=train.weight_decay,
-        lr_scheduler_type=SCHEDULES.get(train.schedule, train.schedule),
+        lr_scheduler_type=scheduler_type(train.schedule),
         warmup_steps=round(train.warmup_fraction * train.steps),
         max_grad_norm=train.max_grad_norm,
         bf16=train.precision == "bfloat16",
+        use_cpu=not torch.accelerator.is_available(),  # the Trainer refuses bfloat16 on a CPU that is not asked for
         seed=train.seed,
         logging_steps=min(LOG_EVERY, every),
         logging_nan_inf_filter=False,
@@ -190,12 +194,8 @@ class MethodSteps(TrainerCallback):
         self.method.after_step(self.network, state.global_step + 1)
 
 
-def _loss(
-    prepared: Prepared, method: Method, network: nn.Module, outputs: Any, labels: Tensor, num_items_in_batch: Any = None
-) -> Tensor:
-    assert prepared.loss is not None
-    loss, penalty = prepared.loss(outputs, labels, num_items_in_batch), method.penalty(network)
-    return loss if penalty is None else loss + penalty
+def _loss(loss: Callable[[Any, Tensor, Any], Tensor], outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
+    return loss(outputs, labels, num_items_in_batch)
 
 
 def _callbacks(recipe: Recipe, folder: RunFolder) -> list[TrainerCallback]:

@@ -165,6 +165,16 @@ class AdapterTrainer(Trainer):
         self._refuse_silent_sites()
         return loss
 
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        """Return the loss, with what the method adds to it."""
+        loss = super().compute_loss(model, inputs, *args, **options)
+        penalty = self.method.penalty(self.network) if isinstance(loss, Tensor) else None
+        if penalty is None:
+            return loss
+        # A loss of the task's own is a mean over all accumulated batches already; the model's is divided later.
+        batches = self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1
+        return loss + penalty / batches
+
     def _refuse_silent_sites(self) -> None:
         # A few steps, as a layer of a mixture of experts may not be called in each.
         if self._silent is None:
@@ -191,7 +201,7 @@ class AdapterTrainer(Trainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        if self.args.should_save:
+        if self.args.should_save or self.is_fsdp_enabled:  # what is sharded is gathered by all processes together
             self.method.save(self.network, Path(output_dir or str(self.args.output_dir)))
 
     def _get_output_dir(self, trial: Any) -> str:
