@@ -36,6 +36,7 @@ def _inputs() -> dict[str, torch.Tensor]:
         ({"length_penalty": 2.0}, 1, r"generation_config\.length_penalty=2\.0 needs beams"),
         ({"min_length": 9}, 2, r"generation_config\.min_length=9 is above data\.max_target_tokens=8"),
         ({"min_new_tokens": 9}, 2, r"generation_config\.min_new_tokens=9 is above"),
+        ({"decoder_start_token_id": 5}, 2, r"decoder_start_token_id=5 is not 2, config's"),
         ({"num_return_sequences": 2}, 2, r"num_return_sequences=2 must be 1"),
         ({"forced_bos_token_id": 50_000}, 2, r"forced_bos_token_id=50000 is outside the vocabulary of 340 tokens"),
         ({"forced_eos_token_id": [2, 777]}, 2, r"forced_eos_token_id=777 is outside"),

@@ -191,6 +191,14 @@ def test_continuation_ends_at_the_end_token_and_hides_it() -> None:
     assert continuations(talker, tokenizer, [[5, 6]], max_new_tokens=3, limit=20) == ["777"]
 
 
+def test_end_token_of_the_tokenizer_counts_where_the_saved_one_is_no_special_token() -> None:
+    tokenizer = small_tokenizer(padding="<|pad|>")
+    model = blind_llama({2: 5.0})
+    assert model.generation_config.eos_token_id == 2  # the configuration's default, here a letter
+    assert continuations(model, tokenizer, [[5]], max_new_tokens=3, limit=20) == [tokenizer.decode([2, 2, 2])]
+    assert continuations(model, tokenizer, [[5]], max_new_tokens=3, limit=20, ends=[2]) == [tokenizer.decode([2])]
+
+
 def test_of_a_prompt_that_is_too_long_the_end_is_read() -> None:
     model, tokenizer = small_llama(), small_tokenizer(padding="<|pad|>")
     ids = token_ids(tokenizer, "the beginning is left out, the end is not")

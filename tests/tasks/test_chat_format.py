@@ -86,7 +86,15 @@ def test_template_that_writes_no_end_token_gets_one() -> None:
 def test_template_that_ends_turns_with_another_token_keeps_it() -> None:
     tokenizer = small_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|system|>")
-    assert _learned(tokenizer, ChatFormat(tokenizer), _talk("q", "a"))[1] == ["a<|system|>"]
+    form = ChatFormat(tokenizer)
+    assert _learned(tokenizer, form, _talk("q", "a"))[1] == ["a<|system|>"]
+    assert form.ends() == (tokenizer.convert_tokens_to_ids("<|system|>"),)
+
+
+def test_ends_are_the_end_token_if_there_is_one() -> None:
+    tokenizer = small_tokenizer(chat=False)
+    assert ChatFormat(tokenizer).ends() == (tokenizer.eos_token_id,)
+    assert ChatFormat(small_tokenizer(chat=False, end=None, padding="<|pad|>")).ends() == ()
 
 
 def test_template_that_rewrites_earlier_turns_is_refused() -> None:

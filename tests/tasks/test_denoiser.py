@@ -93,6 +93,14 @@ def test_a_finished_denoiser_is_not_made_again(monkeypatch: pytest.MonkeyPatch, 
     assert pretrain(tmp_path / "model", SMALL) == tmp_path / "model"
 
 
+def test_a_folder_with_other_files_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(denoiser, "documents", lambda: pytest.fail("it was begun"))
+    with pytest.raises(RunExistsError, match=r"holds files, but no model.*--output"):
+        pretrain(tmp_path / "model", SMALL)
+
+
 def test_an_unfinished_training_with_another_recipe_is_refused(tmp_path: Path) -> None:
     unfinished = tmp_path / "model.unfinished"
     unfinished.mkdir()

@@ -149,9 +149,20 @@ def test_notes_count_texts_tokens_and_blocks(model_folder: Path, tmp_path: Path)
     for part, text in (("train", "abc" * 21), ("validation", "abcd"), ("test", "ab" * 10)):
         (tmp_path / f"{part}.txt").write_text(text, encoding="utf-8")
     notes = _prepare(model_folder, tmp_path, max_rows=2).notes
-    assert notes[0].startswith("train: 1 texts, 64 tokens, 2 blocks of up to 16 tokens, 30 tokens predicted")
-    assert notes[2].startswith("test: 1 texts, 21 tokens, 2 blocks")
-    assert notes[3] == "2 further training blocks are not used (data.max_rows)."
+    assert notes[0] == (
+        "train: 1 texts, 64 tokens, 4 blocks of up to 16 tokens, of which 2 are used; 30 tokens are predicted, all but"
+        " the first of a block."
+    )
+    assert notes[2].startswith("test: 1 texts, 21 tokens, 2 blocks of up to 16 tokens; 19 tokens are predicted")
+    assert len(notes) == 3
+
+
+def test_scored_blocks_are_drawn_too(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"word{i} " for i in range(300)), encoding="utf-8")
+    whole, part = (_prepare(model_folder, tmp_path / "text.txt", max_scored_rows=n) for n in (None, 5))
+    assert (len(part.validation), len(part.test)) == (5, 5)
+    assert set(part.test.fingerprint()) < set(whole.test.fingerprint())
+    assert list(part.train.fingerprint()) == list(whole.train.fingerprint())
 
 
 def test_seed_draws_the_training_blocks_and_nothing_else(model_folder: Path, tmp_path: Path) -> None:
@@ -205,14 +216,19 @@ def test_training_on_a_repeated_text_lowers_its_perplexity(model_folder: Path, t
 def test_answer_is_the_greedy_continuation_alone(model_folder: Path) -> None:
     data = DataRecipe(max_target_tokens=5)
     loaded = load(ModelRecipe(name=str(model_folder)), data, task="language_modeling", label_names=())
-    first, second = loaded.answer(["once upon", "a time"])
-    assert (first.given, first.probability) == ("once upon", None)
-    ids = token_ids(loaded.processor, "once upon")
-    for _ in range(5):
-        with torch.no_grad():
-            ids.append(int(loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    assert first.answer == loaded.processor.decode(ids[-5:], skip_special_tokens=True)
-    assert second.answer != first.answer
+    texts = ["once upon", "a time", "there was", "x"]
+    answers = loaded.answer(texts)
+    by_hand: list[str] = []
+    for text in texts:
+        ids, written = token_ids(loaded.processor, text), []
+        while len(written) < 5 and loaded.processor.eos_token_id not in written:
+            with torch.no_grad():
+                logits = loaded.model(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1]
+            written.append(int(logits.argmax()))
+        by_hand.append(loaded.processor.decode(written, skip_special_tokens=True))
+    assert [answer.answer for answer in answers] == by_hand
+    assert [answer.given for answer in answers] == texts
+    assert len(set(by_hand)) > 1
 
 
 def test_saved_model_is_the_one_that_answers(model_folder: Path, tmp_path: Path) -> None:

@@ -182,6 +182,22 @@ def test_an_adapter_learns_the_targets(prepared: Callable[..., Prepared], kind: 
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_a_run_trains_and_scores_it(models: dict[str, Path], pairs: Path, tmp_path: Path) -> None:
+    recipe = al.Recipe.from_dict(
+        {
+            "task": "seq2seq",
+            "model": {"name": str(models["bart"])},
+            "data": {"name": str(pairs), "text": "source", "max_target_tokens": 12, "beams": 2, "metric": "loss"},
+            "adapter": {"preset": "b_only", "rank": 8},
+            "train": {"steps": 20, "evaluate_every": 10, "batch_size": 8, "gradient_accumulation": 2, "lr": 0.03},
+        }
+    )
+    result = al.finetune(recipe, output=tmp_path / "run")
+    assert (result.metric, result.greater_is_better) == ("loss", False)
+    assert result.metrics["after"].keys() == {"rouge1", "rouge2", "rougeL", "loss"}
+    assert result.score < 0.9 * result.before
+
+
 # --- scoring -------------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +386,14 @@ def _drop_weight(folder: Path, name: str) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights[name]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_start_that_the_writing_settings_know_alone_is_trained_by_too(tmp_path: Path, pairs: Path) -> None:
+    folder = write_model(tmp_path / "bart")
+    _edit(folder / "config.json", decoder_start_token_id=None)
+    data = DataRecipe(name=str(pairs), text="source")
+    made = prepare(ModelRecipe(name=str(folder)), data, task="seq2seq", head_seed=0)
+    assert _batch(made)["decoder_input_ids"][:, 0].tolist() == [2] * 4
 
 
 # --- asked and saved -----------------------------------------------------------------------------------------------

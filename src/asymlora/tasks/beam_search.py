@@ -72,7 +72,10 @@ def _outside(saved: GenerationConfig, network: PreTrainedModel) -> Iterator[str]
     # Ids that the model cannot write.
     table: Any = network.get_input_embeddings()
     rows: int = table.num_embeddings
-    if _start(saved, network) is None:
+    given, start = _start(saved, network), getattr(network.config, "decoder_start_token_id", None)
+    if None not in (given, start) and given != start:
+        yield f"generation_config.decoder_start_token_id={given} is not {start}, config's, which training uses: fix it"
+    if given is None:
         yield "decoder_start_token_id is in neither generation_config nor config: set it, for T5 to the padding token"
     for name in ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "eos_token_id"):
         for token in _ids(getattr(saved, name)):

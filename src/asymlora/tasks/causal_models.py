@@ -275,8 +275,9 @@ def continuations(
     *,
     max_new_tokens: int,
     limit: int,
+    ends: Sequence[int] = (),
 ) -> list[str]:
-    """Return what the model goes on with, greedily, up to its end token.
+    """Return what the model goes on with, greedily, up to an end token: the tokenizer's, or the model's own.
 
     Args:
         model: A causal language model, possibly wrapped.
@@ -284,6 +285,7 @@ def continuations(
         prompts: Token ids of each prompt; of one that is too long the end is kept.
         max_new_tokens: The longest continuation, in tokens.
         limit: Tokens that the model can see, prompt and continuation together.
+        ends: Further tokens that end a continuation.
 
     Returns:
         A text for each, without special tokens.
@@ -301,35 +303,40 @@ def continuations(
     network = unwrapped(model)
     kept = [list(prompt)[max_new_tokens - limit :] for prompt in prompts]
     order = sorted(range(len(kept)), key=lambda i: -len(kept[i]))
+    settings = _greedy(network, tokenizer, max_new_tokens, ends)
     texts = [""] * len(kept)
     with evaluating(network):
         for start in range(0, len(order), GENERATION_BATCH):
             rows = order[start : start + GENERATION_BATCH]
-            written = _generate(network, tokenizer, [kept[i] for i in rows], max_new_tokens)
+            written = _generate(network, tokenizer, [kept[i] for i in rows], settings)
             for i, text in zip(rows, written, strict=True):
                 texts[i] = text
     return texts
 
 
-def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+def _greedy(model: Any, tokenizer: Any, max_new_tokens: int, ends: Sequence[int]) -> GenerationConfig:
+    # A saved end token that the tokenizer does not call special is a left-over of some default.
+    saved = model.generation_config.eos_token_id
+    own = [saved] if isinstance(saved, int) else list(saved or ())
+    known = [token for token in (*own, tokenizer.eos_token_id) if token in tokenizer.all_special_ids]
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted({*known, *ends}) or None,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=model.generation_config.bos_token_id,
+    )
+
+
+def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], settings: GenerationConfig) -> list[str]:
     # On the left, so that every continuation begins where its prompt ends.
     longest = max(map(len, prompts))
     padded = [[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    saved = model.generation_config
-    ends = saved.eos_token_id if saved.eos_token_id is not None else tokenizer.eos_token_id
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=saved.bos_token_id,
-    )
-    device = model.device
     written = model.generate(
-        input_ids=torch.tensor(padded, device=device),
-        attention_mask=torch.tensor(mask, device=device),
+        input_ids=torch.tensor(padded, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
         generation_config=settings,
     )
     return tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)

@@ -138,6 +138,11 @@ class ChatFormat:
             return ids, ends[-1] + 1 if ends else len(ids)
         return [*ids, end], len(ids) + 1
 
+    def ends(self) -> tuple[int, ...]:
+        """Return the token that ends an answer, as it is learned; nothing if the format has none."""
+        encoded = self.encode([{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}])
+        return tuple({encoded.ids[-1]} & self.special)
+
     def cut_reply(self, text: str) -> str:
         """Return a generated reply without the turns that a model without an end token writes on for the user."""
         return text.split(_PLAIN_STOP)[0].strip() if self.is_plain else text.strip()

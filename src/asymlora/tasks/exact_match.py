@@ -117,7 +117,9 @@ def solve(
         number of a greedy solution counts is common use; not compared with other implementations.
     """
     prompts = [form.prompt(_turns(problem, problems.examples)) for problem in problems.scored]
-    written = continuations(model, form.tokenizer, prompts, max_new_tokens=max_new_tokens, limit=limit)
+    written = continuations(
+        model, form.tokenizer, prompts, max_new_tokens=max_new_tokens, limit=limit, ends=form.ends()
+    )
     right = [
         last_number(form.cut_reply(text)) == problem.answer
         for text, problem in zip(written, problems.scored, strict=True)

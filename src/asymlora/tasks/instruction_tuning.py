@@ -100,7 +100,7 @@ def load(model: ModelRecipe, data: DataRecipe, *, task: str, label_names: tuple[
 
     def answer(texts: list[str]) -> list[Answer]:
         prompts = [form.prompt([{"role": "user", "content": text}]) for text in texts]
-        written = continuations(network, tokenizer, prompts, max_new_tokens=room, limit=limit)
+        written = continuations(network, tokenizer, prompts, max_new_tokens=room, limit=limit, ends=form.ends())
         return [Answer(given=text, answer=form.cut_reply(more)) for text, more in zip(texts, written, strict=True)]
 
     return Loaded(model=network, processor=tokenizer, answer=answer, save=partial(save_causal, network, tokenizer))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 
@@ -36,8 +36,8 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
 
     Args:
         model: Which model.
-        data: Which texts; ``max_tokens`` is the length of a block, ``max_rows`` and ``max_scored_rows``
-            count blocks.
+        data: Which texts; ``max_tokens`` is the length of a block; ``max_rows`` and ``max_scored_rows`` count
+            blocks, drawn by ``seed``.
         task: ``language_modeling``.
         head_seed: Not used: there is no fresh head.
 
@@ -60,11 +60,9 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
                 f"The {part} part of {data.name} has fewer than two tokens, so nothing can be predicted. Give more"
                 f" text, or a larger data.{part}_fraction."
             )
-    counts = {part: sum(map(len, made)) for part, made in blocks.items()}
-    blocks["train"], unused = _drawn(blocks["train"], data.max_rows, data.seed)
-    for part in ("validation", "test"):
-        blocks[part], _ = _drawn(blocks[part], data.max_scored_rows, data.seed)
-    sets = {part: TokenRows([(ids, np.ones(len(ids), bool)) for ids in made]) for part, made in blocks.items()}
+    asked = {"train": data.max_rows, "validation": data.max_scored_rows, "test": data.max_scored_rows}
+    drawn = {part: _drawn(made, asked[part], data.seed) for part, made in blocks.items()}
+    sets = {part: TokenRows([(ids, np.ones(len(ids), bool)) for ids in made]) for part, made in drawn.items()}
     return Prepared(
         model=network,
         processor=tokenizer,
@@ -75,7 +73,7 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         scoring=scoring,
         task_type="CAUSAL_LM",
         loss=mean_token_loss,
-        notes=tuple(_notes(texts, counts, sets, size=size, unused=unused)),
+        notes=tuple(_note(part, texts[part], blocks[part], sets[part], size=size) for part in _PARTS),
     )
 
 
@@ -186,20 +184,17 @@ def token_blocks(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, si
     return [block for block in blocks if len(block) > 1]
 
 
-def _drawn(blocks: list[np.ndarray], count: int | None, seed: int) -> tuple[list[np.ndarray], int]:
+def _drawn(blocks: list[np.ndarray], count: int | None, seed: int) -> list[np.ndarray]:
     if count is None or count >= len(blocks):
-        return blocks, 0
+        return blocks
     kept = np.random.RandomState(2 * seed).permutation(len(blocks))[:count]
-    return [blocks[i] for i in sorted(kept.tolist())], len(blocks) - count
+    return [blocks[i] for i in sorted(kept.tolist())]
 
 
-def _notes(
-    texts: dict[str, list[str]], counts: dict[str, int], sets: dict[str, TokenRows], *, size: int, unused: int
-) -> Iterator[str]:
-    for part in _PARTS:
-        yield (
-            f"{part}: {len(texts[part]):,} texts, {counts[part]:,} tokens, {len(sets[part]):,} blocks of up to {size}"
-            f" tokens, {sets[part].targets:,} tokens predicted (the first of a block is not)."
-        )
-    if unused:
-        yield f"{unused:,} further training blocks are not used (data.max_rows)."
+def _note(part: str, texts: list[str], blocks: list[np.ndarray], used: TokenRows, *, size: int) -> str:
+    total, tokens = len(blocks), sum(map(len, blocks))
+    drawn = f", of which {len(used):,} are used" if len(used) < total else ""
+    return (
+        f"{part}: {len(texts):,} texts, {tokens:,} tokens, {total:,} blocks of up to {size} tokens{drawn};"
+        f" {used.targets:,} tokens are predicted, all but the first of a block."
+    )

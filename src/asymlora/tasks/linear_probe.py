@@ -109,6 +109,7 @@ def _best(
     validation: np.ndarray,
     metric: Metric,
 ) -> LinearProbe:
+    train = train.astype(np.float64)  # in float32 the line search of L-BFGS can fail
     mean, deviation = train.mean(0), train.std(0) + 1e-6
     best: LinearProbe | None = None
     for inverse_penalty in PENALTIES:

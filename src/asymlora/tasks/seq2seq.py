@@ -168,6 +168,9 @@ def _read(where: str, options: dict[str, Any], storage: dict[str, Any]) -> tuple
     )
     network, report = loaded
     _require_whole(network, tokenizer, report)
+    if getattr(network.config, "decoder_start_token_id", None) is None:
+        # By the configuration's the labels are shifted, by the other is written.
+        network.config.decoder_start_token_id = network.generation_config.decoder_start_token_id
     return network, tokenizer
 
 

@@ -48,38 +48,40 @@ class _ChunkedLoss(torch.autograd.Function):
     # chunk's logits and kept, (N, w), in their stead, (N, V).
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor, chunk: int) -> Tensor:
+        hidden, targets = states.flatten(0, 1), wanted.flatten()
         at = (targets != IGNORED).nonzero().squeeze(-1)
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        losses = torch.zeros(len(targets), dtype=exact, device=hidden.device)
+        result = torch.zeros(wanted.shape, dtype=exact, device=hidden.device)
+        losses = result.view(-1)  # what is returned is no view, which sharding would warn of
         kept = hidden.new_empty((len(at), hidden.shape[1])) if ctx.needs_input_grad[0] else None
         room = hidden.new_empty((min(chunk, len(at)), len(weight)), dtype=weight.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(at), chunk):
                 rows = at[start : start + chunk]
-                wanted = targets[rows]
+                tokens = targets[rows]
                 inputs = hidden[rows].to(weight.dtype)
                 logits = torch.mm(inputs, weight.T, out=room[: len(rows)])
                 logits = (logits if bias is None else logits.add_(bias)).to(exact)
                 largest = logits.amax(1, keepdim=True)
-                chosen = logits.gather(1, wanted[:, None])
+                chosen = logits.gather(1, tokens[:, None])
                 shares = logits.sub_(largest).exp_()
                 total = shares.sum(1, keepdim=True)
                 losses[rows] = (total.log() + largest - chosen).squeeze(1)
                 if kept is not None:
                     expected = torch.mm(shares.to(weight.dtype), weight) / total
-                    kept[start : start + chunk] = expected - weight[wanted]
+                    kept[start : start + chunk] = expected - weight[tokens]
         ctx.save_for_backward(*(() if kept is None else (kept, at)))
-        ctx.rows = len(targets)
-        return losses
+        ctx.shape = states.shape
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         kept, at = ctx.saved_tensors
-        full = kept.new_zeros((ctx.rows, kept.shape[1]))
-        full[at] = kept * upstream[0][at, None].to(kept.dtype)
-        return full, None, None, None, None
+        gradient = kept.new_zeros(ctx.shape)
+        gradient.flatten(0, 1)[at] = kept * upstream[0].flatten()[at, None].to(kept.dtype)
+        return gradient, None, None, None, None
 
 
 def token_losses(
@@ -110,9 +112,9 @@ def token_losses(
     working = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     size = chunk or max(1, _CHUNK_VALUES // len(weight))
     given = None if bias is None else bias.detach().to(working)
-    flat = hidden.flatten(0, 1)
-    losses = _ChunkedLoss.apply(flat, weight.detach().to(working), given, targets.flatten(), size)
-    return losses.view(targets.shape)  # pyright: ignore[reportOptionalMemberAccess]
+    losses = _ChunkedLoss.apply(hidden, weight.detach().to(working), given, targets, size)
+    assert isinstance(losses, Tensor)
+    return losses
 
 
 class _HeadWatch:
