@@ -26,13 +26,13 @@ test-optional: $(VENV)/dev
 test-all: test test-optional ## the tests and their optional parts
 
 check: $(VENV)/dev ## formatting, lints, types
-	$(BIN)/ruff format --check src tests benchmarks experiments
-	$(BIN)/ruff check src tests benchmarks experiments
+	$(BIN)/ruff format --check src tests benchmarks experiments examples
+	$(BIN)/ruff check src tests benchmarks experiments examples
 	$(BIN)/pyright
 
 format: $(VENV)/dev
-	$(BIN)/ruff format src tests benchmarks experiments
-	$(BIN)/ruff check --fix src tests benchmarks experiments
+	$(BIN)/ruff format src tests benchmarks experiments examples
+	$(BIN)/ruff check --fix src tests benchmarks experiments examples
 
 bench: $(VENV)/dev ## measure what README and docs claim
 	$(BIN)/python benchmarks/finetune_margin.py

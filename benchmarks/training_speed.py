@@ -1,10 +1,10 @@
 """Rows a second and peak memory of training: a run of ours beside PEFT in the stock Trainer, the same recipe.
 
-MiniLM (32 reviews joined to 128 tokens), SmolLM2-135M (4 blocks of 128 tokens) and ViT-S/14 (16 images of 11 x 11
-patches and a class token), adapters on all linear layers, rank 8, no dropout, AdamW. Ours is what ``asymlora finetune``
+MiniLM (16 texts of 128 tokens), SmolLM2-135M (4 blocks of 128 tokens) and ViT-S/14 (16 images of 11 x 11 patches and a
+class token), adapters on all linear layers, rank 8, no dropout in them, AdamW. Ours is what ``asymlora finetune``
 trains with; PEFT's is `get_peft_model` in a `Trainer` with its default optimizer (fused AdamW); with ``A`` frozen its
-flags are cleared by hand. Each measurement is a process of its own, both sides in turn; medians of steps, then of rounds.
-Peak memory is the largest resident set from the first step on. Prints a table and writes ``results/training_speed.json``.
+flags are cleared by hand. Each measurement is a process of its own, both sides in turn; medians of steps, then of
+rounds. Peak memory is the largest resident set from the first step on. Writes ``results/training_speed.json``.
 """
 
 from __future__ import annotations

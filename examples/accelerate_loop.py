@@ -6,11 +6,11 @@ import tempfile
 
 import torch
 from accelerate import Accelerator
-from evidence import Facts, Watch
-from small_models import batch, classifier, rows
 from torch.utils.data import DataLoader
 
 import asymlora as al
+from evidence import Facts, Watch
+from small_models import batch, classifier, rows
 
 
 def main() -> Facts:

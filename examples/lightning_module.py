@@ -8,12 +8,12 @@ from typing import Any
 
 import lightning
 import torch
-from evidence import Facts, Watch
-from small_models import batch, classifier, rows
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import asymlora as al
+from evidence import Facts, Watch
+from small_models import batch, classifier, rows
 
 
 class Tuned(lightning.LightningModule):

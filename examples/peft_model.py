@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 
 import torch
-from evidence import Facts, Watch
 from peft import LoraConfig, PeftModel, get_peft_model
-from small_models import batch, classifier
 
 import asymlora as al
+from evidence import Facts, Watch
+from small_models import batch, classifier
 
 
 def main() -> Facts:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 
 import torch
-from evidence import Facts, Watch
-from small_models import batch, classifier
 
 import asymlora as al
+from evidence import Facts, Watch
+from small_models import batch, classifier
 
 
 def main() -> Facts:

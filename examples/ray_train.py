@@ -8,13 +8,13 @@ from typing import Any
 
 import ray
 import torch
-from evidence import Facts, Watch
 from ray import train
 from ray.train import Checkpoint, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
-from small_models import batch, classifier
 
 import asymlora as al
+from evidence import Facts, Watch
+from small_models import batch, classifier
 
 
 def work(settings: dict[str, Any]) -> None:

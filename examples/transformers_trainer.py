@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from evidence import Facts, Watch
-from small_models import batch, classifier, rows
 from transformers import Trainer, TrainingArguments
 
 import asymlora as al
 from asymlora.train.trainer import AdapterTrainer
+from evidence import Facts, Watch
+from small_models import batch, classifier, rows
 
 
 def attached() -> Any:

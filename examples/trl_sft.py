@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from evidence import Facts, Watch
 from peft import LoraConfig, PeftModel, get_peft_model
-from small_models import SENTENCES, language_model, tokenizer
 from trl import SFTConfig, SFTTrainer
 
 import asymlora as al
+from evidence import Facts, Watch
+from small_models import SENTENCES, language_model, tokenizer
 
 
 def settings(folder: str, steps: int) -> SFTConfig:

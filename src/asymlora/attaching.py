@@ -17,6 +17,7 @@ from asymlora.errors import AdapterFileError, AlreadyAttachedError
 from asymlora.fitting import fill, match_spec, refuse_differing, refuse_unfit
 from asymlora.installing import InputGradient, drawn_factors, install, starts_nonzero
 from asymlora.layers import AdapterLayer, set_flag
+from asymlora.sharding import refuse_sharded
 from asymlora.site_view import attached, find_attached, refuse_folded, set_attachment, sites
 from asymlora.spec import AdapterSpec
 from asymlora.targets import match_saved_modules, match_targets
@@ -43,7 +44,7 @@ def attach(model: M, spec: AdapterSpec) -> M:
         AlreadyAttachedError: The model carries an adapter.
         NoTargetError: A target or module to save matches nothing; what could match is listed.
         RankError: The rank is larger than a target layer allows.
-        AttachError: A target layer stands in several places of the model.
+        AttachError: A target layer stands in several places of the model, or the model is sharded already.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -58,6 +59,7 @@ def attach(model: M, spec: AdapterSpec) -> M:
             f"This {type(model).__name__} carries an adapter already. Call asymlora.detach(model) or"
             " asymlora.merge(model) first."
         )
+    refuse_sharded(model)
     saved = match_saved_modules(model, spec.modules_to_save)
     bases = match_targets(model, spec, saved)
     nonzero = starts_nonzero(bases, spec, model)
@@ -86,9 +88,11 @@ def load_adapter(
         AdapterFileError: The folder cannot be read or does not fit; all problems are listed.
         AlreadyAttachedError: The model carries an adapter.
         NonZeroStartError: The adapter started non-zero, and the base cannot be corrected for it.
+        AttachError: The model is sharded already.
     """
     if find_attached(model) is not None:
         raise AlreadyAttachedError("This model carries an adapter already. Call asymlora.detach(model) first.")
+    refuse_sharded(model)
     folder = Path(folder)
     if name is not None:
         taken = {part for path, _ in model.named_modules() for part in path.split(".")}

@@ -21,6 +21,7 @@ from asymlora.errors import WholeModelSaveError
 from asymlora.fitting import fill
 from asymlora.peft_format import CONFIG_FILE, WEIGHTS_FILE, most_common, written_config
 from asymlora.peft_patterns import exact_pattern
+from asymlora.sharding import by_first_process, is_sharded, reshard, whole
 from asymlora.site_view import Attachment, attached, saved_modules, sites
 from asymlora.spec import AdapterSpec
 from asymlora.targets import shared_groups
@@ -72,11 +73,14 @@ def save_adapter(
     base_model: str | None = None,
     task_type: str | None = None,
     compress: bool = False,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the adapter of a model as a folder that PEFT loads, or as a smaller one that only asymlora loads.
 
     A new folder appears whole or not at all. In an existing one the files are replaced one by one, the one without
     which nothing loads at the end, so that an interrupted write leaves no folder that loads half.
+
+    Of a model divided over processes by `fully_shard` all processes must call this; the first one writes.
 
     Args:
         model: An attached model.
@@ -85,6 +89,8 @@ def save_adapter(
         task_type: PEFT's task type, for instance ``SEQ_CLS``, which picks the class of ``AutoPeftModel``.
         compress: Leave out every frozen factor that is still what was drawn at its address (seed, site), and write the
             address and a digest instead. `asymlora.convert_adapter` turns the folder into PEFT's form.
+        state: The whole model's state dict, where one process has gathered it and saves alone; None: the values are
+            taken from the model.
 
     Returns:
         The folder.
@@ -95,14 +101,20 @@ def save_adapter(
     """
     root, record = attached(model)
     _refuse_parent(model, root)
+    reshard(model)
+    together = is_sharded(model) and state is None
     folder = Path(folder)
     if base_model is None:
         base_model = getattr(getattr(root, "config", None), "name_or_path", None) or None
-    file = _file_of(root, record, base_model=base_model, task_type=task_type)
+    file = _file_of(root, record, base_model=base_model, task_type=task_type, state=state)
     wrong = [f"{key} is {value.dtype}" for key, value in file.parts().items() if not _storable(key, value)]
     refuse(folder, wrong, "Adapter files hold floats of 16 and 32 bits: call model.float() before saving.")
     card = _card(file.spec, base_model).encode()
-    write_adapter(file, folder, form="seed" if compress else "peft", card=card)
+    form = "seed" if compress else "peft"
+    if together:
+        by_first_process(lambda: write_adapter(file, folder, form=form, card=card))
+    else:
+        write_adapter(file, folder, form=form, card=card)
     return folder
 
 
@@ -119,11 +131,22 @@ def _refuse_parent(model: nn.Module, root: nn.Module) -> None:
         )
 
 
-def _file_of(root: nn.Module, record: Attachment, *, base_model: str | None, task_type: str | None) -> AdapterFile:
-    """Return the adapter of a model as it is now, its tensors detached on CPU."""
+def _file_of(
+    root: nn.Module,
+    record: Attachment,
+    *,
+    base_model: str | None,
+    task_type: str | None,
+    state: Mapping[str, Tensor] | None = None,
+) -> AdapterFile:
+    """Return the adapter of a model as it is now, its tensors whole, detached, on CPU."""
+
+    def taken(key: str, value: Tensor) -> Tensor:
+        return _on_cpu(value if state is None else state[key])
+
     spec = _spec_now(root, record.spec)
     modules = {
-        f"{path}.{name}": _on_cpu(value)
+        f"{path}.{name}": taken(f"{path}.{name}", value)
         for path, module in saved_modules(root).items()
         for name, value in module.state_dict().items()
     }
@@ -131,7 +154,7 @@ def _file_of(root: nn.Module, record: Attachment, *, base_model: str | None, tas
     file = AdapterFile(
         folder=Path(),
         spec=spec,
-        factors={s.name: (_on_cpu(s.A), _on_cpu(s.B)) for s in found},
+        factors={s.name: (taken(f"{s.name}.lora_A", s.A), taken(f"{s.name}.lora_B", s.B)) for s in found},
         kinds={s.name: s.kind for s in found},
         modules=modules,
         modules_to_save=record.saved_modules,
@@ -145,7 +168,7 @@ def _file_of(root: nn.Module, record: Attachment, *, base_model: str | None, tas
 
 def _on_cpu(value: Tensor) -> Tensor:
     # Of a model without values the shapes are enough.
-    return value.detach() if value.is_meta else value.detach().cpu().contiguous()
+    return value.detach() if value.is_meta else whole(value).cpu().contiguous()
 
 
 def _spec_now(root: nn.Module, spec: AdapterSpec) -> AdapterSpec:
@@ -225,7 +248,8 @@ class AdapterSaver:
         Args:
             save_directory: Where to write.
             is_main_process: Whether to write at all.
-            state_dict: Not used: the adapter's tensors are taken from the model.
+            state_dict: Whole values of a model divided over processes, which one process cannot gather alone; else the
+                adapter's tensors are taken from the model.
             push_to_hub: Must be false.
             **layout: What `transformers` passes for whole models (shard size and the like).
 
@@ -237,7 +261,7 @@ class AdapterSaver:
                 "save_pretrained(push_to_hub=True) is not done for an adapter: call model.push_to_hub(repo_id)."
             )
         if is_main_process:
-            save_adapter(self.model, save_directory)
+            save_adapter(self.model, save_directory, state=state_dict if is_sharded(self.model) else None)
 
 
 class PartSaveRefusal:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from asymlora.adapter_file import AdapterFile
 from asymlora.errors import AdapterFileError, AttachError
 from asymlora.kinds import kind_of
+from asymlora.sharding import copy_whole_, reshard
 from asymlora.site_view import attached, saved_modules, sites
 from asymlora.spec import AdapterSpec
 from asymlora.targets import shared_groups
@@ -163,6 +164,7 @@ def fill(model: nn.Module, file: AdapterFile) -> None:
             listed.
     """
     root, _ = attached(model)
+    reshard(model)
     refuse_differing(root, file)
     wanted, given = _places(root), _given(file)
     problems = _other_starts(root, file)
@@ -171,9 +173,8 @@ def fill(model: nn.Module, file: AdapterFile) -> None:
         if (twin := first.setdefault(id(value), key)) != key and not torch.equal(given[twin], given[key]):
             problems.append(f"{twin} and {key} are one tensor in the model and two in the file")
     _refuse_misfit(root, file, problems)
-    with torch.no_grad():
-        for key, value in wanted.items():
-            value.copy_(given[key])
+    for key, value in wanted.items():
+        copy_whole_(value, given[key])
 
 
 def _other_starts(root: nn.Module, file: AdapterFile) -> list[str]:

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -279,6 +282,36 @@ def test_wrapper_that_skips_the_hooks_still_gets_the_loss() -> None:
     wanted = mean_token_loss(model(**batch), batch["labels"], None)
     without = model.forward(**{key: batch[key] for key in ("input_ids", "attention_mask", TARGETS)})
     torch.testing.assert_close(mean_token_loss(without, batch["labels"], None), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrapping", ["ddp", "sharded", "head sharded by itself"])
+@pytest.mark.usefixtures("one_process")
+def test_wrapped_model_has_the_same_loss_and_gradients(wrapping: str) -> None:
+    batch = _batch()
+    plain, model = _adapted(tied=False), _adapted(tied=False)
+    wanted = _gradients(plain, mean_token_loss(plain(**batch), batch["labels"], None))
+    wrapped: Any = model.train()
+    if wrapping == "ddp":
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    else:
+        inner = [*model.model.layers, *([model.lm_head] if wrapping != "sharded" else [])]
+        for module in (*inner, model):
+            fully_shard(module)
+    outputs = wrapped(**batch)
+    assert outputs.logits.shape == (3, 0, VOCABULARY)
+    mean_token_loss(outputs, batch["labels"], None).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            given = parameter.grad.full_tensor() if wrapping != "ddp" else parameter.grad
+            torch.testing.assert_close(given, wanted[name], rtol=1e-11, atol=1e-13)
 
 
 def test_no_logits_are_kept_for_the_backward_pass() -> None:

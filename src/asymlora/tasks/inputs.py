@@ -162,7 +162,15 @@ class DataRecipe:
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 problems.append(f"data.{name}={getattr(self, name)} must lie between 0 and 1")
-        least = {"max_tokens": 2, "max_target_tokens": 2, "max_rows": 1, "max_scored_rows": 2, "beams": 1, "image_size": 8, "shots": 0}
+        least = {
+            "max_tokens": 2,
+            "max_target_tokens": 2,
+            "max_rows": 1,
+            "max_scored_rows": 2,
+            "beams": 1,
+            "image_size": 8,
+            "shots": 0,
+        }
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:

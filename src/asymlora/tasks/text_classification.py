@@ -30,6 +30,7 @@ from asymlora.tasks.task import Answer, Done, HeadAlone, Loaded, Prepared
 from asymlora.tasks.text_scoring import ClassificationScoring, RegressionScoring, glue_metric
 
 FEATURE_BATCH = 64
+Collator = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 PARTS = ("train", "validation", "test")
 NUMBER = "number"
 """Name of the one output of a regression."""
@@ -46,7 +47,7 @@ class TokenizedTexts(Dataset[dict[str, Any]]):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, part: Part, *, max_tokens: int) -> None:
         pairs = part.columns.get("text_pair")
-        texts = (part.texts,) if pairs is None else (part.texts, [str(text) for text in pairs])
+        texts: Any = (part.texts,) if pairs is None else (part.texts, [str(text) for text in pairs])
         whole = tokenizer(*texts, verbose=False)["input_ids"]
         self.cut = sum(len(ids) > max_tokens for ids in whole)  # pyright: ignore[reportArgumentType]
         encoded = tokenizer(*texts, truncation=True, max_length=max_tokens)
@@ -122,7 +123,9 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         model=network,
         processor=tokenizer,
         collator=DataCollatorWithPadding(tokenizer),
-        **{part: sets[part] for part in PARTS},
+        train=sets["train"],
+        validation=sets["validation"],
+        test=sets["test"],
         environments={name: sets[name] for name in elsewhere},
         scoring=scoring,
         heads=heads,
@@ -240,7 +243,7 @@ def _answer(model: Any, tokenizer: Any, text: str, label_names: tuple[str, ...],
 
 
 def pooled_features(
-    model: PreTrainedModel, items: TokenizedTexts, collator: DataCollatorWithPadding, *, done: Done | None = None
+    model: PreTrainedModel, items: TokenizedTexts, collator: Collator, *, done: Done | None = None
 ) -> np.ndarray:
     """Return the mean token features of the base model, in the order of the items.
 
@@ -260,7 +263,7 @@ def pooled_features(
     return _over_batches(model, items, collator, mean_features, done)
 
 
-def predict_logits(model: PreTrainedModel, items: TokenizedTexts, collator: DataCollatorWithPadding) -> np.ndarray:
+def predict_logits(model: PreTrainedModel, items: TokenizedTexts, collator: Collator) -> np.ndarray:
     """Return the model's logits, in the order of the items.
 
     Args:
@@ -277,7 +280,7 @@ def predict_logits(model: PreTrainedModel, items: TokenizedTexts, collator: Data
 def _over_batches(
     model: PreTrainedModel,
     items: TokenizedTexts,
-    collator: DataCollatorWithPadding,
+    collator: Collator,
     output: Callable[[dict[str, Tensor]], Tensor],
     done: Done | None,
 ) -> np.ndarray:

@@ -60,10 +60,10 @@ class ClassificationScoring:
         from sklearn.metrics import f1_score, matthews_corrcoef
 
         given, wanted, losses = evidence[:, 0], evidence[:, 1], evidence[:, 2]
-        average: dict[str, Any] = {"average": "binary"} if self.labels == 2 else {"average": "macro"}
+        f1: dict[str, Any] = {"average": "binary" if self.labels == 2 else "macro", "zero_division": 0.0}
         return {
             "accuracy": float((given == wanted).mean()),
-            "f1": float(f1_score(wanted, given, zero_division=0.0, **average)),
+            "f1": float(f1_score(wanted, given, **f1)),
             # Of one label alone it is not defined, and scikit-learn warns of it.
             "matthews": float(matthews_corrcoef(wanted, given)) if len(np.union1d(wanted, given)) > 1 else 0.0,
             "loss": float(losses.mean()),

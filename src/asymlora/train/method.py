@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
@@ -91,7 +91,13 @@ class Method(Protocol):
         """
 
     def save(
-        self, network: nn.Module, folder: Path, *, base_model: str | None = None, task_type: str | None = None
+        self,
+        network: nn.Module,
+        folder: Path,
+        *,
+        base_model: str | None = None,
+        task_type: str | None = None,
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write what was trained; a reader finds all of it or nothing.
 
@@ -100,6 +106,7 @@ class Method(Protocol):
             folder: Where to write; may exist.
             base_model: Name of the base, for an adapter's configuration.
             task_type: PEFT's name of the task, for the same.
+            state: The network's state, gathered from all processes over which it is divided; None: the network's own.
         """
         ...
 

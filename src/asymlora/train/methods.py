@@ -76,11 +76,9 @@ class OurAdapter(Method):
             weight_decay=train.weight_decay,
         )
 
-    def save(
-        self, network: nn.Module, folder: Path, *, base_model: str | None = None, task_type: str | None = None
-    ) -> None:
+    def save(self, network: nn.Module, folder: Path, **about: Any) -> None:
         """Write the adapter as a folder that PEFT loads too."""
-        save_adapter(network, folder, base_model=base_model, task_type=task_type)
+        save_adapter(network, folder, **about)
 
     def check(self, folder: Path) -> None:
         """Read the adapter."""
@@ -187,9 +185,7 @@ class InFull(Method):
             if found
         ]
 
-    def save(
-        self, network: nn.Module, folder: Path, *, base_model: str | None = None, task_type: str | None = None
-    ) -> None:
+    def save(self, network: nn.Module, folder: Path, *, base_model: str | None = None, **_: Any) -> None:
         """Write the trained tensors and a list of them."""
         write_trained(network, folder, method=self.name, base_model=base_model)
 

@@ -220,7 +220,13 @@ class PeftMethod(Method):
             _tuned(network).base_model.update_and_allocate(step)
 
     def save(
-        self, network: nn.Module, folder: Path, *, base_model: str | None = None, task_type: str | None = None
+        self,
+        network: nn.Module,
+        folder: Path,
+        *,
+        base_model: str | None = None,
+        task_type: str | None = None,
+        **_: Any,
     ) -> None:
         """Write PEFT's own folder; of AdaLoRA at its full width, and what its allocator has counted beside it."""
         tuned = _tuned(network)

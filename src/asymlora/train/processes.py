@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from torch import distributed
 
@@ -31,7 +32,8 @@ def is_first() -> bool:
 def join() -> None:
     """Wait for the other processes of this run; nothing where there is none."""
     if count() > 1:
-        PartialState()
+        # Said, because otherwise Accelerate makes a group on CPUs and then takes each process for the only one.
+        PartialState(cpu=not torch.accelerator.is_available())
 
 
 def wait() -> None:

@@ -17,7 +17,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from asymlora.errors import MissingPackageError, SpecError
 from asymlora.gradient_correction import correct_gradients
@@ -80,6 +80,11 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     if train.sharding == "fsdp" and not trainer.is_fsdp_enabled:
         raise SpecError("train.sharding=fsdp was asked for, and Accelerate would run without it. Start with torchrun.")
+    if trainer.args.world_size != processes.count():
+        raise SpecError(
+            f"{processes.count()} processes were started, and Accelerate takes this one for one of"
+            f" {trainer.args.world_size}: each would train alone. Start them with torchrun or accelerate launch."
+        )
     return trainer, recorder
 
 
@@ -106,6 +111,8 @@ def training_arguments(recipe: Recipe, prepared: Prepared, folder: RunFolder) ->
                 "train.sharding=fsdp needs accelerators: on a CPU, Accelerate runs DDP instead without a word. Leave it"
                 " out to run DDP, or shard in a loop of your own with asymlora.sharding (docs/distributed.md)."
             )
+        if recipe.method != "adapter":
+            raise SpecError(f"train.sharding=fsdp takes method=adapter; method={recipe.method!r} runs under DDP.")
         sharded = {"fsdp": "full_shard", "fsdp_config": {"version": 2}}
     return TrainingArguments(
         output_dir=str(folder.checkpoints),

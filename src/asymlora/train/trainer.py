@@ -168,8 +168,8 @@ class AdapterTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         """Return the loss, with what the method adds to it."""
         loss = super().compute_loss(model, inputs, *args, **options)
-        penalty = self.method.penalty(self.network) if isinstance(loss, Tensor) else None
-        if penalty is None:
+        penalty = self.method.penalty(self.network)
+        if penalty is None or not isinstance(loss, Tensor):
             return loss
         # A loss of the task's own is a mean over all accumulated batches already; the model's is divided later.
         batches = self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1
@@ -201,8 +201,16 @@ class AdapterTrainer(Trainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        if self.args.should_save or self.is_fsdp_enabled:  # what is sharded is gathered by all processes together
-            self.method.save(self.network, Path(output_dir or str(self.args.output_dir)))
+        if self.args.should_save:
+            # Under FSDP the Trainer has gathered the state in all processes, and comes here in the first alone.
+            gathered = state_dict if self.is_fsdp_enabled else None
+            self.method.save(self.network, Path(output_dir or str(self.args.output_dir)), state=gathered)
+
+    def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
+        # A score before the training marks the model as prepared, and Accelerate would then leave it without DDP: each
+        # process would train alone (read in accelerate 1.15, tests/test_torchrun.py).
+        vars(self.network).pop("_is_accelerate_prepared", None)
+        return super()._prepare_for_training(*args, **options)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -217,6 +225,8 @@ class AdapterTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final / name)  # in every process, which all load it at the end
             if self.args.should_save:
                 self._publish(self._staging / name, final / name)
             self.accelerator.wait_for_everyone()
@@ -227,7 +237,6 @@ class AdapterTrainer(Trainer):
 
     def _publish(self, staged: Path, final: Path) -> None:
         if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(final)
             self.state.save_to_json(str(staged / _STATE_FILE))
         if final.exists():
             remove_folder(final)
@@ -281,7 +290,8 @@ def last_checkpoint(folder: Path, method: Method | None = None) -> Path | None:
     """
     method = method or METHODS["adapter"]
     for checkpoint in sorted(checkpoints(folder), key=step_of, reverse=True):
-        files = [checkpoint / name for name in (*method.files, *_NEEDED)]
+        needed = [name for name in _NEEDED if name != "optimizer.pt" or not _has_sharded_optimizer(checkpoint)]
+        files = [checkpoint / name for name in (*method.files, *needed)]
         if not all(f.is_file() and f.stat().st_size for f in files) or not any(checkpoint.glob("rng_state*.pth")):
             continue
         try:
@@ -293,6 +303,11 @@ def last_checkpoint(folder: Path, method: Method | None = None) -> Path | None:
         if all(zipfile.is_zipfile(f) for f in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"))):
             return checkpoint
     return None
+
+
+def _has_sharded_optimizer(checkpoint: Path) -> bool:
+    # Accelerate's names under FSDP, gathered and sharded (read in 1.15; not run here: no accelerator).
+    return (checkpoint / "optimizer.bin").is_file() or (checkpoint / "optimizer_0").is_dir()
 
 
 def step_of(checkpoint: Path) -> int:
