@@ -186,6 +186,23 @@ def measure(models: list[str], arms: list[str], steps: int, rounds: int, threads
             }
 
 
+def table(content: dict[str, Any]) -> str:
+    """Return the table of a stored measurement, with the geometric means below."""
+    lines = [
+        "| model | trained | rows/s ours | PEFT | ours / PEFT (each round) | peak MiB ours | PEFT |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in content["rows"]:
+        speed, peak = row["rows_per_second"], row["peak_bytes"]
+        lines.append(
+            f"| {row['model']} | {row['arm']} | {speed['ours']:.2f} | {speed['peft']:.2f} |"
+            f" {row['ratio']:.2f} ({', '.join(f'{r:.2f}' for r in row['ratios'])}) |"
+            f" {peak['ours'] / 2**20:,.0f} | {peak['peft'] / 2**20:,.0f} |"
+        )
+    means = ", ".join(f"{arm} {mean:.2f}" for arm, mean in content["geometric_means"].items())
+    return "\n".join([*lines, "", f"Geometric means of ours / PEFT: {means}."])
+
+
 def main() -> None:
     """Parse the arguments, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -203,29 +220,21 @@ def main() -> None:
         quiet_transformers()
         print(json.dumps(one(*arguments.one, steps=arguments.steps)))
         return
-    print("| model | trained | rows/s ours | PEFT | ours / PEFT (each round) | peak MiB ours | PEFT |")
-    print("|---|---|---|---|---|---|---|")
     rows: list[dict[str, Any]] = []
     for row in measure(arguments.models, arguments.arms, arguments.steps, arguments.rounds, arguments.threads):
         rows.append(row)
-        speed, peak = row["rows_per_second"], row["peak_bytes"]
-        print(
-            f"| {row['model']} | {row['arm']} | {speed['ours']:.2f} | {speed['peft']:.2f} |"
-            f" {row['ratio']:.2f} ({', '.join(f'{r:.2f}' for r in row['ratios'])}) |"
-            f" {peak['ours'] / 2**20:,.0f} | {peak['peft'] / 2**20:,.0f} |",
-            flush=True,
-        )
+        print(f"{row['model']} {row['arm']}: {row['ratio']:.2f}", flush=True)
     means = {
-        arm: math.prod(row["ratio"] for row in rows if row["arm"] == arm) ** (1 / max(1, len(arguments.models)))
+        arm: math.prod(row["ratio"] for row in rows if row["arm"] == arm) ** (1 / len(arguments.models))
         for arm in arguments.arms
     }
-    print("geometric means: " + ", ".join(f"{arm} {mean:.2f}" for arm, mean in means.items()))
     content = {
         "environment": environment(),
         "settings": {"steps": arguments.steps, "rounds": arguments.rounds, "threads": arguments.threads},
         "rows": rows,
         "geometric_means": means,
     }
+    print(table(content))
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import operator
 import re
@@ -192,3 +192,34 @@ def test_files_that_documents_name_are_there() -> None:
     }
     assert named
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("name", ["task_matrix", "training_speed"])
+def test_measured_tables_of_tasks_are_what_their_script_prints_from_the_stored_results(name: str) -> None:
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    script = _script(name)
+    results = ROOT / "benchmarks" / "results"
+    if name == "task_matrix":
+        printed = script.table(script.stored())
+    else:
+        printed = script.table(json.loads((results / f"{name}.json").read_text()))
+    assert printed.count("\n") > 5
+    assert printed in page
+
+
+def _script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_matrix_has_every_set_every_arm_and_two_seeds_and_keeps_to_sixty_steps() -> None:
+    script = _script("task_matrix")
+    rows = script.stored()
+    wanted = {(name, arm, seed) for name in script.sets() for arm in script.ARMS for seed in script.SEEDS}
+    assert {(row["set"], row["arm"], row["seed"]) for row in rows} == wanted
+    assert len(rows) == len(wanted)
+    assert all(row["steps"] <= 60 for row in rows)

@@ -22,7 +22,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared research data are not beside this checkout")
 needs_smollm2 = pytest.mark.skipif(
     not list(cache_folder().glob("smollm2-135m-*/model.safetensors")),
-    reason="SmolLM2 has not been converted on this machine",
+    reason="SmolLM2 was not converted on this machine yet",
 )
 WORDS = "the quick brown fox jumps over the lazy dog and runs away "
 

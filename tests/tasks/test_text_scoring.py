@@ -52,6 +52,22 @@ def test_f1_of_several_labels_is_the_mean_over_labels() -> None:
     assert scores["f1"] == pytest.approx((0.5 + 0.0 + 1.0) / 3)
 
 
+@pytest.mark.parametrize("labels", [2, 3, 5])
+def test_metrics_from_counts_are_scikit_learns(labels: int) -> None:
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    scoring = ClassificationScoring(labels)
+    generator = np.random.default_rng(labels)
+    for rows in (7, 200):
+        logits, wanted = generator.normal(size=(rows, labels)), generator.integers(0, labels, rows)
+        scores = scoring.score(scoring.evidence(logits, Labelled(wanted.tolist())))
+        given = logits.argmax(-1)
+        average = "binary" if labels == 2 else "macro"
+        assert scores["accuracy"] == accuracy_score(wanted, given)
+        assert scores["f1"] == pytest.approx(f1_score(wanted, given, average=average, zero_division=0.0), abs=1e-12)
+        assert scores["matthews"] == pytest.approx(matthews_corrcoef(wanted, given), abs=1e-12)
+
+
 def test_what_is_not_defined_is_nought() -> None:
     scoring = ClassificationScoring(2)
     scores = scoring.score(scoring.evidence(np.array([[1.0, 0.0]] * 3), Labelled([0, 0, 0])))
