@@ -31,9 +31,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "b_only r16": {"preset": "b_only", "rank": 16},
 }
 SEEDS = (0, 1)
-_TEXT = {"batch_size": 16, "steps": 60, "evaluate_every": 30, "lr": 2e-3}
-_LM = {"batch_size": 4, "steps": 30, "evaluate_every": 30, "lr": 1e-3}
-_ROWS = {"train": 960, "validation": 150, "test": 500}
+_TEXT = {"batch_size": 16, "steps": 40, "evaluate_every": 40, "lr": 2e-3}
+_LM = {"batch_size": 4, "steps": 24, "evaluate_every": 24, "lr": 1e-3}
+_ROWS = {"train": 640, "validation": 100, "test": 300}
 
 
 def sets() -> dict[str, dict[str, Any]]:
@@ -60,7 +60,7 @@ def sets() -> dict[str, dict[str, Any]]:
     rows["vision/pacs112"] = {
         "task": "image_classification",
         "data": {"train_environment": "photo"},
-        "train": {"batch_size": 16, "steps": 40, "evaluate_every": 40, "lr": 3e-4},
+        "train": {"batch_size": 16, "steps": 24, "evaluate_every": 24, "lr": 3e-4},
     }
     rows["seq2seq/mrpc_paraphrase"] = {
         "task": "seq2seq",
@@ -101,8 +101,8 @@ def _cut_text(name: str, source: Path, folder: Path) -> None:
         text = (source / f"{name}.txt").read_text(encoding="utf-8")
         train, test = text[:-100_000], text[-100_000:]
     (folder / "train.txt").write_text(train[:-40_000], encoding="utf-8")
-    (folder / "validation.txt").write_text(train[-8_000:], encoding="utf-8")
-    (folder / "test.txt").write_text(test[:16_000], encoding="utf-8")
+    (folder / "validation.txt").write_text(train[-6_000:], encoding="utf-8")
+    (folder / "test.txt").write_text(test[:12_000], encoding="utf-8")
 
 
 def _cut_images(source: Path, folder: Path) -> None:
@@ -114,7 +114,7 @@ def _cut_images(source: Path, folder: Path) -> None:
         kept: list[int] = []
         for part in ("train", "validation", "test"):
             rows = [i for i, split in enumerate(splits) if split == part]
-            kept += random.Random(0).sample(rows, min(len(rows), 120 if part == "test" else 500))
+            kept += random.Random(0).sample(rows, min(len(rows), 80 if part == "test" else 250))
         parquet.write_table(table.take(sorted(kept)), folder / file.name)
 
 

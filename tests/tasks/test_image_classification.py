@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,15 +200,29 @@ def test_a_broken_image_is_told_before_the_training(model: ModelRecipe, domains:
 
 
 def test_scores_are_those_of_the_definitions() -> None:
-    scoring = ImageScoring()
+    scoring = ImageScoring(3)
     items = ImageItems([None] * 5, [0, 0, 1, 1, 2], settings=ImageSettings(size=4))
-    kept = np.eye(3)[[0, 1, 1, 1, 0]]
-    evidence = scoring.evidence(kept, items)
-    assert evidence.tolist() == [[0, 0], [1, 0], [1, 1], [1, 1], [0, 2]]
+    evidence = scoring.evidence(np.eye(3)[[0, 1, 1, 1, 0]], items)
+    assert evidence[:, :2].tolist() == [[0, 0], [1, 0], [1, 1], [1, 1], [0, 2]]
+    right, wrong = math.log(math.e + 2) - 1, math.log(math.e + 2)
+    assert evidence[:, 2] == pytest.approx([right, wrong, right, right, wrong])
     scores = scoring.score(evidence)
     # F1 of label 0: 1 of 2 given, 1 of 2 wanted; of 1: 2 of 3, 2 of 2; of 2: none.
-    assert scores == {"accuracy": 0.6, "macro_f1": pytest.approx((0.5 + 0.8 + 0.0) / 3)}
-    assert scoring.score(evidence[:1]) == {"accuracy": 1.0, "macro_f1": 1.0}
+    mean_loss = pytest.approx((3 * right + 2 * wrong) / 5)
+    assert scores == {"accuracy": 0.6, "macro_f1": pytest.approx((0.5 + 0.8 + 0.0) / 3), "loss": mean_loss}
+    assert scoring.score(evidence[:1]) == {"accuracy": 1.0, "macro_f1": 1.0, "loss": pytest.approx(right)}
+
+
+def test_macro_f1_of_two_labels_is_of_both() -> None:
+    rows = np.array([[0, 0, 0.0], [0, 0, 0.0], [1, 0, 0.0], [1, 1, 0.0]])
+    assert ImageScoring(2).score(rows)["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+
+
+def test_a_head_chosen_by_the_loss_tells_the_loss(model: ModelRecipe, domains: Callable[..., DataRecipe]) -> None:
+    prepared = _prepare(model, domains(60, train_environment="day", metric="loss"))
+    assert not prepared.scoring.greater_is_better
+    assert prepared.fit_head is not None
+    assert prepared.fit_head(lambda rows: None).validation > 0
 
 
 def test_the_loss_of_parts_of_a_step_adds_up_to_that_of_the_whole() -> None:

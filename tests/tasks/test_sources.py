@@ -319,6 +319,30 @@ def test_a_hub_part_without_any_published_label_is_no_part(hub: Hub) -> None:
     assert set(_load("reviews").parts) == {"train"}
 
 
+def test_a_hub_part_whose_numbers_are_the_sign_of_unpublished_ones_is_no_part(hub: Hub) -> None:
+    hub(train={"text": ["a", "b"], "label": [3.5, 0.0]}, test={"text": ["c", "d"], "label": [-1.0, -1.0]})
+    assert set(_load("owner/scores").parts) == {"train"}
+    hub(train={"text": ["a", "b"], "label": [-1, 1]}, test={"text": ["c", "d"], "label": [-1, -1]})
+    assert set(_load("owner/signs").parts) == {"train", "test"}
+
+
+def test_class_labels_keep_the_order_of_their_numbers(hub: Hub, tmp_path: Path) -> None:
+    # GLUE's F1 is that of label 1, "equivalent" in MRPC, which the alphabet would put first.
+    names, rows = ("not_equivalent", "equivalent"), {"text": ["a", "b"], "label": [1, 0]}
+    hub(_class_labels(*names), train=rows)
+    assert _load("nyu-mll/glue").label_order == names
+    datasets.Dataset.from_dict(rows, features=_class_labels(*names)).to_parquet(str(tmp_path / "train.parquet"))
+    for place in (tmp_path, tmp_path / "train.parquet"):
+        assert _load(place).label_order == names
+        assert _load(place).parts["train"]["label"] == ["equivalent", "not_equivalent"]
+    assert _load(_write(tmp_path / "rows.csv", "text,label\na,x\nb,y\n")).label_order is None
+
+
+def test_blanks_around_a_label_are_no_part_of_it(tmp_path: Path) -> None:
+    path = _write(tmp_path / "rows.csv", "text,label\na, good\nb,good\nc,bad \n")
+    assert _load(path).parts["train"]["label"] == ["good", "good", "bad"]
+
+
 def test_a_text_that_is_a_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": ["a", "b"], "label": "x"}\n{"text": ["c"], "label": "y"}\n')
     with pytest.raises(DataError, match=r"Column 'text' of .* holds a list; one text or label is needed"):

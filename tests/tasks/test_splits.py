@@ -201,6 +201,16 @@ def test_order_of_a_source_wins() -> None:
     assert parts.train.labels == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("known", "order"),
+    [(("rotten", "so-so", "fresh"), ("rotten", "fresh")), (("rotten",), ("fresh", "rotten"))],
+)
+def test_order_of_a_source_is_that_of_the_labels_there_are(known: tuple[str, ...], order: tuple[str, ...]) -> None:
+    # Two labels of which one is never seen would be scored as three.
+    table = Table(parts=_with_labels("fresh", "rotten").parts, label_order=known)
+    assert _divide(table).label_names == order
+
+
 def test_labels_of_one_number_have_the_same_order_in_every_process() -> None:
     # A set of texts is walked in another order under another hash seed, and "1" and "01" are equal as numbers.
     code = (

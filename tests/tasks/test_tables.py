@@ -102,7 +102,7 @@ def test_rows_are_taken_in_the_order_asked_for() -> None:
 
 
 def test_split_column_divides_the_rows() -> None:
-    rows = {"text": list("abcd"), "split": ["test", "train", "dev", "train"]}
+    rows = {"text": list("abcd"), "split": ["test", "Train", "dev ", "train"]}
     parts = parts_by_split(rows, "films.csv")
     assert {part: own["text"] for part, own in parts.items()} == {
         "train": ["b", "d"],

@@ -67,7 +67,7 @@ def _raw_parts(data: DataRecipe, columns: Mapping[str, str]) -> dict[str, Rows]:
     if path.exists():
         return read_parts(path, columns)[0]
     if is_hub_id(data.name) and path.suffix not in (*sources.READERS, TEXT):
-        return read_hub(data.name, data.subset)
+        return read_hub(data.name, data.subset)[0]
     return sources.load_table(data, roles=tuple(columns)).parts  # which says that nothing is there
 
 

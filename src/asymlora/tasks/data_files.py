@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,35 @@ def read_file(path: Path) -> Rows:
 
 
 def _with_label_names(rows: Rows, path: Path) -> Rows:
+    for column, names in _noted_names(path).items():
+        if column in rows:
+            rows[column] = label_names(rows[column], names)
+    return rows
+
+
+def _noted_names(path: Path) -> dict[str, list[str]]:
     # A file that `datasets` wrote tells the names of its labels beside the numbers.
     import pyarrow.parquet
 
     noted = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"huggingface")
     features = json.loads(noted).get("info", {}).get("features", {}) if noted else {}
-    for column, feature in features.items():
-        names = feature.get("names") if isinstance(feature, dict) else None
-        if names and column in rows:
-            rows[column] = label_names(rows[column], names)
-    return rows
+    named = {column: feature.get("names") for column, feature in features.items() if isinstance(feature, dict)}
+    return {column: names for column, names in named.items() if names}
+
+
+def label_order(path: Path, column: str) -> tuple[str, ...] | None:
+    """Return the names of labels in the order of the numbers that stand for them, where a Parquet file tells it.
+
+    Args:
+        path: A file, or a folder of files; the first one that tells is asked.
+        column: Column of the labels.
+
+    Returns:
+        The names; None where no file tells.
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.suffix.lower() == ".parquet" else []
+    found = (_noted_names(file).get(column) for file in files)
+    return next((tuple(names) for names in found if names), None)
 
 
 def label_names(values: list[Any], names: list[str]) -> list[str | None]:
@@ -130,6 +150,7 @@ def read_parts(
     if "train" in found:
         return {part: _read(file, columns, texts=texts) for part, file in found.items()}, {**columns}
     domains = _domain_files(path, texts=texts) if not found else []
+    _refuse_pieces(path, domains)
     if by_domain and len(domains) > 1:
         columns = {**columns, "environment": columns.get("environment", ENVIRONMENT)}
         return _read_domains(path, domains, columns, texts=texts), {**columns}
@@ -162,9 +183,9 @@ def _image(value: Any, folder: Path) -> Any:
 
 def _files_of(folder: Path, *, texts: bool) -> dict[str, Path]:
     endings = (*READERS, TEXT) if texts else tuple(READERS)
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in endings)
     found: dict[str, list[Path]] = {
-        part: [f for n in names for f in sorted(folder.glob(f"{n}.*")) if f.suffix.lower() in endings]
-        for part, names in PART_NAMES.items()
+        part: [f for n in names for f in files if f.stem.lower() == n] for part, names in PART_NAMES.items()
     }
     if several := [f"{part}: {', '.join(f.name for f in files)}" for part, files in found.items() if len(files) > 1]:
         raise DataError(f"{folder} holds several files for one part ({'; '.join(several)}). Leave one of each.")
@@ -176,6 +197,15 @@ def _domain_files(folder: Path, *, texts: bool) -> list[Path]:
     return sorted(
         f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in endings and f.name not in _SIDE_FILES
     )
+
+
+def _refuse_pieces(folder: Path, files: list[Path]) -> None:
+    # Taken for domains, test rows would be trained on.
+    if pieces := [file.name for file in files if re.match("train(ing)?(?![a-z])", file.stem.lower())]:
+        raise DataError(
+            f"{folder} holds {pieces[0]}, whose name begins like that of a part; one file a part is read, so its other"
+            " files would be taken for domains. Join each part in one file and call these train, validation and test."
+        )
 
 
 def _read_domains(
@@ -204,9 +234,21 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
 
 
+def _refuse_parts_among_others(folder: Path, tops: set[str]) -> None:
+    # As environments, they would all be trained on. One alone may be an environment of that name.
+    parts, others = (sorted(top for top in tops if (top.lower() in PART_OF) is known) for known in (True, False))
+    if others and len(parts) > 1 and "train" in map(str.lower, parts):
+        raise DataError(
+            f"{folder} holds the parts {', '.join(parts)}, and beside them other images ({', '.join(others[:3])})."
+            " Move these out, or into the parts."
+        )
+
+
 def _read_images(folder: Path, files: list[Path], roles: set[str]) -> tuple[dict[str, Rows], dict[str, str]]:
     paths = [list(file.relative_to(folder).parts) for file in files]
-    has_parts = all(path[0] in PART_OF for path in paths)
+    has_parts = all(path[0].lower() in PART_OF for path in paths)
+    if not has_parts:
+        _refuse_parts_among_others(folder, {path[0] for path in paths if len(path) > 2})
     depths = {len(path) - has_parts for path in paths}
     if depths not in ({2}, {3}):
         shown = ", ".join("/".join(path) for path in (paths[0], paths[-1]))
@@ -218,7 +260,7 @@ def _read_images(folder: Path, files: list[Path], roles: set[str]) -> tuple[dict
     parts: dict[str, Rows] = {}
     has_environments = depths == {3}
     for file, path in zip(files, paths, strict=True):
-        rows = parts.setdefault(PART_OF[path[0]] if has_parts else "train", {"image": [], "label": []})
+        rows = parts.setdefault(PART_OF[path[0].lower()] if has_parts else "train", {"image": [], "label": []})
         rows["image"].append(str(file))
         rows["label"].append(path[-2])
         if has_environments:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from asymlora.errors import DataError, UnknownNameError, UnseenLabelError, nearest
-from asymlora.tasks.splits import Part, Parts
-from asymlora.tasks.tables import Rows, Table
+from asymlora.tasks.splits import Part, Parts, inputs_of
+from asymlora.tasks.tables import Rows, Table, numeric_labels
 
 ROLE = "environment"
 
@@ -62,7 +61,6 @@ def scored_rows(
     parts: Parts,
     *,
     train_environment: str | None,
-    role: str,
     max_rows: int | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Part], tuple[str, ...]]:
@@ -76,7 +74,6 @@ def scored_rows(
         table: Rows of all environments, not divided.
         parts: The divided rows of the run.
         train_environment: The environment that is trained on; None: all of them together.
-        role: Role of the input, ``image`` or ``text``.
         max_rows: Rows that are kept of each, drawn by the seed; None: all.
         seed: Seed of that draw.
 
@@ -90,7 +87,7 @@ def scored_rows(
     names = names_of(table)
     if train_environment is None:
         return _of_test(parts, names) if len(names) > 1 else ({}, ())
-    trained = set(map(_key, parts.train.texts if role == "text" else parts.train.columns[role]))
+    trained = set(inputs_of({**parts.train.columns, **({"text": parts.train.texts} if parts.train.texts else {})}))
     found: dict[str, Part] = {}
     notes = [
         f"Trained on {train_environment}: {len(parts.train):,} rows, {len(parts.validation):,} for choices,"
@@ -100,8 +97,9 @@ def scored_rows(
         if name == train_environment:
             continue
         rows, kind = _elsewhere(table, name)
-        fresh = [i for i, value in enumerate(rows[table.columns[role]]) if _key(value) not in trained]
-        left_out = len(rows[table.columns[role]]) - len(fresh)
+        inputs = inputs_of(table.by_role(rows))
+        fresh = [i for i, given in enumerate(inputs) if given not in trained]
+        left_out = len(inputs) - len(fresh)
         if not fresh:
             raise DataError(
                 f"Every row of the environment {name!r} also stands in the training part. Give it rows of its own."
@@ -143,7 +141,12 @@ def _elsewhere(table: Table, name: str) -> tuple[Rows, str]:
 
 
 def _part(table: Table, rows: Rows, label_names: Sequence[str], *, environment: str) -> Part:
+    columns = {role: rows[column] for role, column in table.columns.items() if role not in ("text", "label")}
+    texts = [str(text) for text in rows[table.columns["text"]]] if "text" in table.columns else []
     labels = rows[table.columns["label"]]
+    if not label_names:  # a regression
+        numbers = numeric_labels(rows, table.columns["label"], f"the environment {environment!r}")
+        return Part(texts=texts, labels=numbers, columns=columns)
     index = {name: i for i, name in enumerate(label_names)}
     if unseen := sorted(set(labels) - set(index)):
         raise UnseenLabelError(
@@ -151,15 +154,7 @@ def _part(table: Table, rows: Rows, label_names: Sequence[str], *, environment: 
             f" ({', '.join(map(repr, unseen[:5]))}). Training has: {', '.join(map(repr, label_names[:10]))}. Use the"
             " same labels in every environment."
         )
-    columns = {role: rows[column] for role, column in table.columns.items() if role not in ("text", "label")}
-    texts = [str(text) for text in rows[table.columns["text"]]] if "text" in table.columns else []
     return Part(texts=texts, labels=[index[label] for label in labels], columns=columns)
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.strip()
-    return value.tobytes() if hasattr(value, "tobytes") else value
 
 
 def _where(rows: Rows, column: str, name: str) -> Rows:

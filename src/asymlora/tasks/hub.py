@@ -96,7 +96,7 @@ def _kept_configurations(name: str) -> list[Path]:
     return list(folder.glob("snapshots/*/config.json"))
 
 
-def read_hub(name: str, subset: str | None) -> dict[str, Rows]:
+def read_hub(name: str, subset: str | None) -> tuple[dict[str, Rows], dict[str, tuple[str, ...]]]:
     """Read a data set of the hub.
 
     Args:
@@ -104,7 +104,7 @@ def read_hub(name: str, subset: str | None) -> dict[str, Rows]:
         subset: Its configuration, if it has several.
 
     Returns:
-        Rows by part; other splits are left out.
+        Rows by part, other splits left out; and of columns of labels their names in order, by column.
 
     Raises:
         DataNotFoundError: The hub cannot be reached and holds the only copy, or it does not give the data set.
@@ -112,13 +112,15 @@ def read_hub(name: str, subset: str | None) -> dict[str, Rows]:
     """
     splits = _splits(name, subset)
     parts: dict[str, Rows] = {}
+    orders: dict[str, tuple[str, ...]] = {}
     for part, names in PART_NAMES.items():
         split = next((splits[n] for n in names if n in splits), None)
         if split is not None:
             parts[part] = _columns(split)
+            orders |= {column: tuple(known) for column, feature in split.features.items() if (known := _names(feature))}
     if "train" not in parts:
         raise DataError(f"{name} has no split called train; it has {', '.join(map(str, splits))}.")
-    return parts
+    return parts, orders
 
 
 def _splits(name: str, subset: str | None) -> Any:
@@ -180,8 +182,12 @@ def _columns(split: Any) -> Rows:
             split = split.cast_column(column, datasets.Image(decode=False))
     rows = {column: list(split[column]) for column in split.column_names}
     for column, feature in split.features.items():
-        if names := getattr(feature, "names", None):
+        if names := _names(feature):
             rows[column] = label_names(rows[column], names)
         elif isinstance(feature, datasets.Image):
             rows[column] = [image and (image["bytes"] or image["path"]) for image in rows[column]]
     return rows
+
+
+def _names(feature: Any) -> list[str] | None:
+    return getattr(feature, "names", None)

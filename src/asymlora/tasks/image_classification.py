@@ -22,41 +22,27 @@ from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.tasks.linear_probe import fit_probe
 from asymlora.tasks.sources import load_table
 from asymlora.tasks.splits import Part, divide
-from asymlora.tasks.task import Answer, Batch, Done, HeadAlone, Items, Loaded, Prepared
-from asymlora.tasks.text_scoring import known_metric
+from asymlora.tasks.task import Answer, Batch, Done, HeadAlone, Loaded, Prepared
+from asymlora.tasks.text_scoring import ClassificationScoring, f1_of_labels, known_metric
 
 FEATURE_BATCH = 64
 
 
-class ImageScoring:
-    """Accuracy and macro-F1.
+class ImageScoring(ClassificationScoring):
+    """Accuracy, macro-F1 and cross-entropy.
 
     Args:
+        labels: Number of labels.
         metric: By which choices are made.
     """
 
-    METRICS = ("accuracy", "macro_f1")
-    greater_is_better = True
-
-    def __init__(self, metric: str = "accuracy") -> None:
-        self.metric = known_metric(metric, self.METRICS)
-
-    def keep(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return logits, shape ``(rows, labels)``."""
-        return model(pixel_values=batch["pixel_values"]).logits.float()
-
-    def evidence(self, kept: np.ndarray, items: Items) -> np.ndarray:
-        """Return label given and label wanted, shape ``(rows, 2)``."""
-        assert isinstance(items, ImageItems)
-        return np.column_stack([kept.argmax(-1), items.labels]).astype(np.float64)
+    METRICS = ("accuracy", "macro_f1", "loss")
 
     def score(self, evidence: np.ndarray) -> dict[str, float]:
-        """Return the share of right labels, and the mean F1 over the labels that were given or wanted."""
-        from sklearn.metrics import f1_score
-
-        given, wanted = evidence[:, 0], evidence[:, 1]
-        f1 = f1_score(wanted, given, average="macro", zero_division=0.0)  # pyright: ignore[reportArgumentType]
-        return {"accuracy": float((given == wanted).mean()), "macro_f1": float(f1)}
+        """Return the share of right labels, the mean F1 over the labels that were given or wanted, and the loss."""
+        scores = super().score(evidence)
+        macro_f1 = float(f1_of_labels(self.counts(evidence)).mean())
+        return {"accuracy": scores["accuracy"], "macro_f1": macro_f1, "loss": scores["loss"]}
 
 
 def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) -> Prepared:
@@ -75,7 +61,7 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
     Returns:
         Model, images and measures.
     """
-    scoring = ImageScoring(data.metric or "accuracy")
+    known_metric(data.metric or "accuracy", ImageScoring.METRICS)  # before the images are read
     table = load_table(data, roles=("image", "label", "environment"))
     parts = divide(
         own_rows(table, train_environment=data.train_environment),
@@ -89,10 +75,10 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         table,
         parts,
         train_environment=data.train_environment,
-        role="image",
         max_rows=data.max_scored_rows,
         seed=data.seed,
     )
+    scoring = ImageScoring(len(parts.label_names), data.metric or "accuracy")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(head_seed)
         loaded = load_image_model(model, label_names=parts.label_names, size=data.image_size)
@@ -192,8 +178,10 @@ def _fit_head(
 ) -> HeadAlone:
     train, validation, test = ((head_features(loaded.model, loaded.head, _batches(p), done=done), p) for p in parts)
 
+    sign = 1 if scoring.greater_is_better else -1
+
     def metric(logits: np.ndarray) -> float:
-        return scoring.score(scoring.evidence(logits, validation[1]))[scoring.metric]
+        return sign * scoring.score(scoring.evidence(logits, validation[1]))[scoring.metric]
 
     probe = fit_probe(
         (train[0], train[1].labels),
@@ -207,7 +195,7 @@ def _fit_head(
 
     return HeadAlone(
         evidence=scoring.evidence(probe.logits(test[0]), test[1]),
-        validation=probe.validation_score,
+        validation=sign * probe.validation_score,
         copy_to_model=copy_to_model if loaded.reads_head else None,
     )
 

@@ -40,7 +40,7 @@ TASKS: dict[str, TaskRow] = {
     ),
     "seq2seq": TaskRow(
         module="asymlora.tasks.seq2seq",
-        defaults={"model": {"name": "self-pretrained:denoiser"}, "train": _SMALL_STEPS},
+        defaults={"model": {"name": "self-pretrained:denoiser"}, "train": {**_SMALL_STEPS, "lr": 5e-3}},
     ),
     "image_classification": TaskRow(
         module="asymlora.tasks.image_classification",

@@ -85,6 +85,7 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         task_type="SEQ_2_SEQ_LM",
         loss=mean_target_loss,
         notes=(*parts.notes(), *_notes(made, limit, target_limit, data)),
+        dropped=parts.dropped,
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from asymlora.errors import DataNotFoundError, MissingColumnError, UnknownNameError, nearest
-from asymlora.tasks.data_files import READERS, TEXT, read_file, read_parts
+from asymlora.tasks.data_files import READERS, TEXT, label_order, read_file, read_parts
 from asymlora.tasks.embedded_data import EMBEDDED_DATA, REVIEWS, film_reviews
 from asymlora.tasks.embedded_models import EMBEDDED_MODELS, MINILM, label_of
 from asymlora.tasks.hub import UNTOLD, find_hub_model, is_hub_id, read_hub
@@ -98,8 +99,10 @@ def load_table(data: DataRecipe, *, roles: Sequence[str] = ("text", "label")) ->
     path = Path(name).expanduser()
     if path.exists():
         parts, columns = read_parts(path, columns, by_domain="environment" in roles)
+        order = label_order(path, columns["label"]) if "label" in columns else None
     elif is_hub_id(name) and path.suffix not in (*READERS, TEXT):
-        parts = _published(read_hub(name, data.subset), columns)
+        parts, orders = read_hub(name, data.subset)
+        parts, order = _published(parts, columns), orders.get(data.label)
     else:
         kinds = ", ".join(READERS)
         raise DataNotFoundError(f"There is no data at {name}. Give a file ({kinds}), a folder, or an id on the hub.")
@@ -108,7 +111,7 @@ def load_table(data: DataRecipe, *, roles: Sequence[str] = ("text", "label")) ->
         if "label" in columns:
             parts[part] = {**rows, columns["label"]: named_labels(rows[columns["label"]])}
     text, label = columns.get("text", data.text), columns.get("label", data.label)
-    return Table(parts=parts, text=text, label=label, group=data.group, columns=columns)
+    return Table(parts=parts, text=text, label=label, group=data.group, label_order=order, columns=columns)
 
 
 def load_text(data: DataRecipe) -> dict[str, list[str]]:
@@ -150,6 +153,12 @@ def _published(parts: dict[str, Rows], columns: dict[str, str]) -> dict[str, Row
     wanted = [columns[role] for role in ("label", "target") if role in columns]
 
     def hidden(rows: Rows) -> bool:
-        return any(column in rows and all(map(is_hole, rows[column])) for column in wanted)
+        return any(_is_unpublished(rows[c], parts.get("train", {}).get(c, [])) for c in wanted if c in rows)
 
     return {part: rows for part, rows in parts.items() if part == "train" or not hidden(rows)}
+
+
+def _is_unpublished(values: list[Any], trained: list[Any]) -> bool:
+    # Of numbers (STS-B's scores) -1 is the sign, unless it is a number like others.
+    holes = [is_hole(value) for value in values]
+    return all(holes) or (all(h or v == -1 for h, v in zip(holes, values, strict=True)) and -1 not in trained)

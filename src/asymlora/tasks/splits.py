@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -160,9 +160,20 @@ def _count(rows: Rows) -> int:
     return len(next(iter(rows.values())))
 
 
-def _inputs(table: Table, rows: Rows) -> list[Any]:
-    # What makes two rows the same input: all of its texts and its image.
-    columns = [rows[table.columns[role]] for role in INPUTS if role in table.columns]
+def inputs_of(roles: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Return what makes each row the input that it is: all of its texts and its image.
+
+    Args:
+        roles: Values by role; others than `INPUTS` are passed over.
+
+    Returns:
+        One for each row, equal for equal inputs. Image files are told by their paths.
+
+    Example:
+        >>> inputs_of({"text": ["a", "a "], "label": [0, 1]})
+        [('a',), ('a',)]
+    """
+    columns = [roles[role] for role in INPUTS if role in roles]
     return [tuple(map(_plain, values)) for values in zip(*columns, strict=True)]
 
 
@@ -177,8 +188,8 @@ def _without_repeats(table: Table, parts: dict[str, Rows]) -> dict[str, Rows]:
     cleaned = dict(parts)
     for part, others in (("train", ("validation", "test")), ("validation", ("test",)), ("test", ("validation",))):
         if part == "train" or part not in table.parts:
-            elsewhere = {given for other in others for given in _inputs(table, cleaned[other])}
-            inputs = _inputs(table, cleaned[part])
+            elsewhere = {given for other in others for given in inputs_of(table.by_role(cleaned[other]))}
+            inputs = inputs_of(table.by_role(cleaned[part]))
             cleaned[part] = _rows(cleaned[part], [i for i, given in enumerate(inputs) if given not in elsewhere])
     return cleaned
 
@@ -193,8 +204,8 @@ def _label_names(table: Table, parts: dict[str, Rows]) -> tuple[str, ...]:
             f"Labels that training never sees ({listed}). Training has: {', '.join(map(repr, sorted(seen)[:10]))}. Add"
             " training rows with these labels, or remove them from the other parts."
         )
-    if table.label_order:
-        return table.label_order
+    if table.label_order and seen <= set(table.label_order):
+        return tuple(name for name in table.label_order if name in seen)
     numeric = all(re.fullmatch("-?[0-9]+", name) for name in seen)
     return tuple(sorted(sorted(seen), key=int) if numeric else sorted(seen))
 

@@ -47,6 +47,10 @@ class Table:
         if not self.columns:
             object.__setattr__(self, "columns", {"text": self.text, "label": self.label})
 
+    def by_role(self, rows: Rows) -> Rows:
+        """Return rows of this source with their columns called by role."""
+        return {role: rows[column] for role, column in self.columns.items()}
+
     def column(self, part: str, role: str) -> list[Any]:
         """Return one part's values of a role.
 
@@ -146,7 +150,8 @@ def _is_number(value: object) -> bool:
 def named_labels(values: Sequence[Any]) -> list[str]:
     """Return the names of labels.
 
-    A column of whole numbers with a hole somewhere comes as floats, so 1.0 and 1 are one label.
+    A column of whole numbers with a hole somewhere comes as floats, so 1.0 and 1 are one label. Blanks around a name
+    are no part of it.
 
     Args:
         values: Words or numbers.
@@ -155,10 +160,10 @@ def named_labels(values: Sequence[Any]) -> list[str]:
         A name for each.
 
     Example:
-        >>> named_labels([1, 1.0, "fresh", 0.5])
+        >>> named_labels([1, 1.0, " fresh", 0.5])
         ['1', '1', 'fresh', '0.5']
     """
-    return [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values]
+    return [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in values]
 
 
 def numeric_labels(rows: Rows, column: str, where: str) -> list[float]:
@@ -210,7 +215,7 @@ def parts_by_split(rows: Rows, where: str) -> dict[str, Rows]:
     Raises:
         DataError: Some values of the column name parts and others do not, or no row is for training.
     """
-    values = [str(value) for value in rows.get("split", ())]
+    values = [str(value).strip().lower() for value in rows.get("split", ())]
     odd = [row for row, value in enumerate(values) if value not in PART_OF]
     if len(odd) == len(values):
         return {"train": rows}

@@ -92,8 +92,7 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         Model, tokenizer and data.
     """
     numbers = task == "text_regression"
-    roles = ("text", "text_pair", "label") if numbers else ("text", "text_pair", "label", "environment")
-    table = load_table(data, roles=roles)
+    table = load_table(data, roles=("text", "text_pair", "label", "environment"))
     parts = divide(
         own_rows(table, train_environment=data.train_environment),
         validation_fraction=data.validation_fraction,
@@ -113,7 +112,6 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         table,
         parts,
         train_environment=data.train_environment,
-        role="text",
         max_rows=data.max_scored_rows,
         seed=data.seed,
     )

@@ -56,24 +56,46 @@ class ClassificationScoring:
 
     def score(self, evidence: np.ndarray) -> dict[str, float]:
         """Return every metric; a correlation or share that is not defined is 0."""
-        given, wanted = evidence[:, 0].astype(int), evidence[:, 1].astype(int)
-        # By counts, as scikit-learn takes milliseconds for each, and a standard error asks a thousand times.
-        counts = np.bincount(self.labels * wanted + given, minlength=self.labels**2).reshape(self.labels, self.labels)
+        counts = self.counts(evidence)
         return {
-            "accuracy": float((given == wanted).mean()),
+            "accuracy": float(np.trace(counts) / counts.sum()),
             "f1": _f1(counts),
             "matthews": _matthews(counts),
             "loss": float(evidence[:, 2].mean()),
         }
 
+    def counts(self, evidence: np.ndarray) -> np.ndarray:
+        """Return how many rows have each label wanted (row) and given (column), shape ``(labels, labels)``."""
+        # Metrics are made of these, as scikit-learn takes milliseconds for each, and a standard error asks a thousand
+        # times.
+        given, wanted = evidence[:, 0].astype(int), evidence[:, 1].astype(int)
+        pairs = np.bincount(self.labels * wanted + given, minlength=self.labels**2)
+        return pairs.reshape(self.labels, self.labels)
+
+
+def f1_of_labels(counts: np.ndarray) -> np.ndarray:
+    """Return the F1 of each label that was given or wanted.
+
+    Args:
+        counts: Of rows by label wanted and label given, shape ``(labels, labels)``.
+
+    Returns:
+        Fractions in [0, 1].
+
+    Example:
+        >>> f1_of_labels(np.array([[1, 1, 0], [0, 2, 0], [0, 0, 0]])).round(2).tolist()
+        [0.67, 0.8]
+    """
+    both = counts.sum(0) + counts.sum(1)
+    seen = both > 0
+    return 2 * np.diagonal(counts)[seen] / both[seen]
+
 
 def _f1(counts: np.ndarray) -> float:
-    both = counts.sum(0) + counts.sum(1)
-    seen = both > 0  # the mean is over labels that stand on either side
-    each = 2 * np.diagonal(counts)[seen] / both[seen]
     if len(counts) == 2:
-        return float(2 * counts[1, 1] / both[1]) if both[1] else 0.0
-    return float(each.mean())
+        both = counts[1].sum() + counts[:, 1].sum()
+        return float(2 * counts[1, 1] / both) if both else 0.0
+    return float(f1_of_labels(counts).mean())
 
 
 def _matthews(counts: np.ndarray) -> float:
