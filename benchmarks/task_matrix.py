@@ -31,9 +31,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "b_only r16": {"preset": "b_only", "rank": 16},
 }
 SEEDS = (0, 1)
-_TEXT = {"batch_size": 16, "steps": 40, "evaluate_every": 40, "lr": 2e-3}
-_LM = {"batch_size": 4, "steps": 24, "evaluate_every": 24, "lr": 1e-3}
-_ROWS = {"train": 640, "validation": 100, "test": 300}
+_TEXT = {"batch_size": 16, "steps": 30, "evaluate_every": 30, "lr": 2e-3}
+_LM = {"batch_size": 4, "steps": 12, "evaluate_every": 12, "lr": 1e-3}
+_ROWS = {"train": 480, "validation": 80, "test": 200}
 
 
 def sets() -> dict[str, dict[str, Any]]:
@@ -64,8 +64,15 @@ def sets() -> dict[str, dict[str, Any]]:
     }
     rows["seq2seq/mrpc_paraphrase"] = {
         "task": "seq2seq",
-        "data": {"text": "source", "target": "target", "max_tokens": 64, "max_target_tokens": 48, "beams": 4},
-        "train": {"batch_size": 16, "steps": 60, "evaluate_every": 60, "lr": 2e-3},
+        "data": {
+            "text": "source",
+            "target": "target",
+            "max_tokens": 64,
+            "max_target_tokens": 40,
+            "beams": 2,
+            "max_scored_rows": 80,
+        },
+        "train": {"batch_size": 16, "steps": 30, "evaluate_every": 30, "lr": 5e-3},
     }
     return rows
 
@@ -101,8 +108,8 @@ def _cut_text(name: str, source: Path, folder: Path) -> None:
         text = (source / f"{name}.txt").read_text(encoding="utf-8")
         train, test = text[:-100_000], text[-100_000:]
     (folder / "train.txt").write_text(train[:-40_000], encoding="utf-8")
-    (folder / "validation.txt").write_text(train[-6_000:], encoding="utf-8")
-    (folder / "test.txt").write_text(test[:12_000], encoding="utf-8")
+    (folder / "validation.txt").write_text(train[-4_000:], encoding="utf-8")
+    (folder / "test.txt").write_text(test[:8_000], encoding="utf-8")
 
 
 def _cut_images(source: Path, folder: Path) -> None:

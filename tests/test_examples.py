@@ -65,6 +65,7 @@ def test_the_plain_loop_learns_its_batch(plain: dict[str, Any]) -> None:
     _shows(plain)
 
 
+@pytest.mark.optional  # libraries that take seconds to import, in processes of their own
 @pytest.mark.parametrize("name", ["accelerate_loop", "lightning_module"])
 def test_another_loop_around_the_same_steps_ends_at_the_same_loss(plain: dict[str, Any], name: str) -> None:
     (facts,) = _facts(_run(name))
@@ -72,6 +73,7 @@ def test_another_loop_around_the_same_steps_ends_at_the_same_loss(plain: dict[st
     assert facts["last_loss"] == pytest.approx(plain["last_loss"], rel=1e-3)
 
 
+@pytest.mark.optional  # libraries that take seconds to import, in processes of their own
 def test_accelerate_in_two_processes_ends_at_the_loss_of_one(plain: dict[str, Any]) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     found = _facts(_run("accelerate_loop", launcher=launcher, ACCELERATE_USE_CPU="true"))
@@ -81,6 +83,7 @@ def test_accelerate_in_two_processes_ends_at_the_loss_of_one(plain: dict[str, An
         assert facts["last_loss"] == pytest.approx(plain["last_loss"], rel=1e-3)
 
 
+@pytest.mark.optional  # libraries that take seconds to import, in processes of their own
 def test_both_trainers_train_and_save_the_adapter() -> None:
     stock, ours = _facts(_run("transformers_trainer"))
     _shows(stock)
@@ -96,6 +99,7 @@ def test_a_peft_model_is_sped_up_and_saved_for_peft() -> None:
     assert f"layers sped up: {SITES}" in said
 
 
+@pytest.mark.optional  # libraries that take seconds to import, in processes of their own
 def test_sft_resumes_with_A_frozen() -> None:
     (facts,) = _facts(_run("trl_sft"))
     _shows(facts, falls_to=0.85)
@@ -108,6 +112,7 @@ def test_two_workers_of_ray_end_at_the_loss_of_one_process(plain: dict[str, Any]
     assert facts["last_loss"] == pytest.approx(plain["last_loss"], rel=1e-3)
 
 
+@pytest.mark.optional  # libraries that take seconds to import, in processes of their own
 def test_submitit_starts_the_processes_of_a_run(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(small_recipe))

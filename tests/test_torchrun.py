@@ -174,6 +174,7 @@ def _survives(root: Path, recipe: Path, *, killed: int) -> None:
     assert json.loads((broken / "result.json").read_text())["resumed"]
 
 
+@pytest.mark.optional  # four runs of two processes, 30 seconds
 @pytest.mark.timeout(600)  # three launches of two processes, slow where other work holds both cores
 def test_a_killed_worker_ends_the_run_with_a_sentence_and_two_resume_to_the_same_bits(
     root: Path, write_recipe: Callable[..., Path]

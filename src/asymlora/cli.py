@@ -151,7 +151,10 @@ def _finetune(options: dict[str, Any]) -> int:
             return EXIT_INTERRUPTED
     console.print()
     console.print(closing_table(result.to_dict(), to_mapping(recipe.adapter)))
-    display.stage(f"\nAdapter: {result.folder}/adapter (PEFT loads it too)")
+    loads = result.method not in ("full", "head")
+    display.stage(
+        f"\n{'Adapter' if loads else 'Weights'}: {result.folder}/adapter{' (PEFT loads it too)' if loads else ''}"
+    )
     display.stage(f'Next: {_command()} predict {result.folder} "an input of yours"')
     return 0
 

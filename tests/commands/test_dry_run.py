@@ -67,3 +67,26 @@ def test_where_nothing_is_missing_it_says_so(small_recipe: dict[str, dict[str, s
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Weights and data can be had here: run it without --dry-run." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"),
+    [
+        ("full", 355_361_794),
+        ("head", 1024 * 1024 + 1024 + 2 * 1024 + 2),
+        ("peft:lora", 24 * 8 * (4 * 2 * 1024 + 2 * (1024 + 4096)) + 1_051_650),
+    ],
+)
+def test_what_is_counted_is_what_the_method_trains(
+    method: str, trained: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = Recipe.load(SCALE / "roberta_large_mnli.yaml").to_dict()
+    plain = {"task": recipe["task"], "model": recipe["model"], "data": recipe["data"], "method": method}
+    (tmp_path / "recipe.yaml").write_text(Recipe.from_dict(plain).to_yaml())
+    assert main(["finetune", str(tmp_path / "recipe.yaml"), "--dry-run"]) == 0
+    assert f"Trained: {trained:,} values" in capsys.readouterr().out
+
+
+def test_a_field_that_the_method_would_not_read_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "--dry-run", "--method", "full", "--adapter.rank", "4"]) == 2
+    assert "does not read adapter.rank" in capsys.readouterr().err

@@ -112,3 +112,13 @@ def test_seconds_of_a_resumed_run_are_called_what_they_are() -> None:
     resumed = _printed(resumed=True)
     assert "whole command" not in resumed
     assert _line(resumed, "this command, after an interruption")[1:] == ["190 s"]
+
+
+def test_a_metrics_own_capitals_are_kept() -> None:
+    scores = {when: {"rougeL": 0.2} for when in ("baseline", "before", "after")}
+    text = _printed(metric="rougeL", metrics=scores, baseline=0.2, score=0.2, gain=0.0)
+    assert "RougeL on 2,500 test rows" in text
+
+
+def test_a_method_without_a_rank_is_named_without_one() -> None:
+    assert _line(_printed(method="peft:ia3", lora_parameters=None), "PEFT's")[0] == "PEFT's ia3 and head"

@@ -34,7 +34,7 @@ def _divided(table: Table, train_environment: str | None) -> Parts:
 
 def _scored(table: Table, train_environment: str | None) -> Any:
     parts = _divided(table, train_environment)
-    return scored_rows(table, parts, train_environment=train_environment, role="image")
+    return scored_rows(table, parts, train_environment=train_environment)
 
 
 def test_only_rows_of_the_environment_are_trained_chosen_and_tested_on() -> None:
@@ -106,15 +106,37 @@ def test_texts_have_environments_too() -> None:
     )
     rows["picture"][21] = f" {_divided(table, 'photo').train.texts[0]} "
     parts = _divided(table, "photo")
-    found, _ = scored_rows(table, parts, train_environment="photo", role="text")
+    found, _ = scored_rows(table, parts, train_environment="photo")
     assert found["sketch"].texts == ["train/sketch/0", "train/sketch/2"]
     assert found["sketch"].labels == [0, 0]
+
+
+def test_of_pairs_only_whole_repeats_are_left_out() -> None:
+    rows: Rows = {"a": ["same"] * 14, "b": [str(i % 10) for i in range(14)], "y": list("01") * 7}
+    rows["domain"] = ["photo"] * 10 + ["sketch"] * 4
+    rows["b"][13] = "new"
+    columns = {"text": "a", "text_pair": "b", "label": "y", "environment": "domain"}
+    table = Table(parts={"train": rows}, columns=columns)
+    parts = _divided(table, "photo")
+    found, _ = scored_rows(table, parts, train_environment="photo")
+    expected = [second for second in ("0", "1", "2", "new") if second not in parts.train.columns["text_pair"]]
+    assert found["sketch"].columns["text_pair"] == expected
+
+
+def test_numbers_are_scored_elsewhere_too() -> None:
+    rows: Rows = {"a": [f"text {i}" for i in range(12)], "y": [i / 2 for i in range(12)]}
+    rows["domain"] = ["photo"] * 10 + ["sketch"] * 2
+    table = Table(parts={"train": rows}, columns={"text": "a", "label": "y", "environment": "domain"})
+    own = own_rows(table, train_environment="photo")
+    parts = divide(own, validation_fraction=0.2, test_fraction=0.2, seed=0, labels="numbers")
+    found, _ = scored_rows(table, parts, train_environment="photo")
+    assert found["sketch"].labels == [5.0, 5.5]
 
 
 def test_without_a_training_environment_each_ones_test_rows_are_scored() -> None:
     table = _table(train=_rows({"photo": 20, "sketch": 12}), test=_rows({"photo": 6, "sketch": 3}, part="test"))
     parts = _divided(table, None)
-    found, notes = scored_rows(table, parts, train_environment=None, role="image")
+    found, notes = scored_rows(table, parts, train_environment=None)
     assert {name: len(part) for name, part in found.items()} == {"photo": 6, "sketch": 3}
     assert found["sketch"].columns["image"] == [f"test/sketch/{row}".encode() for row in range(3)]
     assert found["sketch"].labels == [0, 1, 0]

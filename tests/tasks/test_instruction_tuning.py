@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import asymlora as al
-from asymlora.errors import AsymloraError, DataError, DataNotFoundError
+from asymlora.errors import AsymloraError, DataError, DataNotFoundError, SpecError
 from asymlora.tasks.chat_format import ChatFormat, Encoded
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.tasks.instruction_tuning import cut, encode_rows, load, prepare
@@ -168,6 +168,13 @@ def test_questions_and_problems_are_measured_at_the_end(model_folder: Path, tmp_
     assert figures["accuracy"] in (0.0, 0.25, 0.5, 0.75, 1.0)
     assert prepared.closing["problems"](prepared.model)["problems"] == 2.0
     assert not _prepare(model_folder, tmp_path / "rows.jsonl").closing
+
+
+def test_answers_that_leave_no_room_for_a_problem_are_refused_at_once(model_folder: Path, tmp_path: Path) -> None:
+    problems = _write(tmp_path, [{"question": "1+1?", "answer": "#### 2"}], "problems.jsonl")
+    data = _write(tmp_path, _rows(20))
+    with pytest.raises(SpecError, match=r"data\.max_target_tokens=5000 leaves no room for a prompt"):
+        _prepare(model_folder, data, problems=str(problems), max_target_tokens=5000)
 
 
 def test_missing_question_file_is_found_before_the_model_is_looked_for(tmp_path: Path) -> None:

@@ -300,6 +300,12 @@ def test_hub_splits_become_parts_and_others_are_left_out(hub: Hub) -> None:
     assert _load("owner/reviews").parts == {"train": COLUMNS, "validation": COLUMNS, "test": COLUMNS}
 
 
+def test_validation_of_mnli_is_the_matched_one(hub: Hub) -> None:
+    other = {"text": ["x"], "label": ["?"]}
+    hub(train=COLUMNS, validation_matched=COLUMNS, validation_mismatched=other)
+    assert _load("nyu-mll/glue", subset="mnli").parts == {"train": COLUMNS, "validation": COLUMNS}
+
+
 def test_class_labels_of_the_hub_become_their_names(hub: Hub) -> None:
     hub(_class_labels("rotten", "fresh"), train={"text": ["a", "b"], "label": [1, 0]})
     assert _load("reviews").parts["train"] == {"text": ["a", "b"], "label": ["fresh", "rotten"]}

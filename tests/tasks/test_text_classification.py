@@ -17,7 +17,7 @@ from transformers import (
     RobertaModel,
 )
 
-from asymlora.errors import DataError, MissingColumnError
+from asymlora.errors import DataError, MissingColumnError, SpecError
 from asymlora.tasks import text_classification
 from asymlora.tasks.classifiers import (
     MeanPooledClassifier,
@@ -140,6 +140,15 @@ def test_wrong_data_are_found_before_the_model_is_looked_for(small_data: Path) -
         prepare(*_recipes(Path("/nowhere/model"), small_data, text="sentence"), task="text_classification", head_seed=0)
     with pytest.raises(DataError, match="There is no model folder"):
         prepare(*_recipes(Path("/nowhere/model"), small_data), task="text_classification", head_seed=0)
+
+
+@pytest.mark.parametrize(("pair", "tokens", "least"), [(None, 2, 3), ("film", 4, 5)])
+def test_inputs_of_which_nothing_would_be_read_are_refused(
+    pair: str | None, tokens: int, least: int, small_encoder: Path, small_data: Path
+) -> None:
+    recipes = _recipes(small_encoder, small_data, max_tokens=tokens, text_pair=pair)
+    with pytest.raises(SpecError, match=rf"cut at {tokens} tokens nothing would be read.*of at least {least}\."):
+        prepare(*recipes, task="text_classification", head_seed=0)
 
 
 def test_texts_are_cut_where_the_model_has_no_more_positions(

@@ -50,3 +50,13 @@ def test_records_carry_each_groups_own_rate_of_the_step_they_were_used_in(
         {"split": "validation", "step": 3, "loss": 0.7, "accuracy": 0.25},
     ]
     assert told.seen[-1] == ("training", 3, 9, {"loss": 0.5, "validation": 0.25})
+
+
+def test_what_is_no_number_is_recorded_as_null(tmp_path: Path, arguments: TrainingArguments) -> None:
+    state, control = TrainerState(), TrainerControl()
+    recorder = Recorder(RunFolder(path=tmp_path), Silent())
+    recorder.on_log(arguments, state, control, logs={"loss": 0.5, "grad_norm": float("inf")})
+    recorder.on_evaluate(arguments, state, control, metrics={"eval_loss": float("nan"), "eval_accuracy": 0.5})
+    train, validation = (json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines())
+    assert (train["loss"], train["grad_norm"]) == (0.5, None)
+    assert (validation["loss"], validation["accuracy"]) == (None, 0.5)

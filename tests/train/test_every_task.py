@@ -179,8 +179,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_is_asked_and_merged(
     if said[0].probability is not None:
         assert merged[0].probability == pytest.approx(said[0].probability, abs=1e-4)
         assert merged[0].answer == said[0].answer
+    elif task != "text_regression":  # the last digit of a number is rounded anew
+        assert merged == said
 
 
+@pytest.mark.optional  # forty steps of each kind of model, half a minute
 def test_training_learns(task: str, tmp_path: Path) -> None:
     made = TASKS[task](tmp_path)
     train = {**made["train"], "steps": 40, "evaluate_every": 20, "head_start": "random"}

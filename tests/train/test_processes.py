@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -36,3 +37,14 @@ def test_a_broken_connection_is_a_sentence_and_other_errors_stay_what_they_are(m
     with pytest.raises(DivergedError), processes.loss_of_a_process_said("Resume it."):
         raise DivergedError("the loss is nan (gloo)")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_beside_the_main_thread_goes_without_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def train() -> None:
+        with processes.loss_of_a_process_said("Start it again."):
+            raise RuntimeError("Connection reset by peer")
+
+    with ThreadPoolExecutor(1) as threads, pytest.raises(LostProcessError, match="Start it again"):
+        threads.submit(train).result()

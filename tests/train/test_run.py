@@ -22,11 +22,14 @@ from asymlora.errors import (
     DivergedError,
     EmptyDataError,
     MissingColumnError,
+    MissingPackageError,
     NoTargetError,
     RankError,
     RunExistsError,
     SingleClassError,
+    SpecError,
     UnknownKeyError,
+    UnknownNameError,
     UnseenLabelError,
     UnwritableFolderError,
 )
@@ -77,6 +80,7 @@ def test_a_run_folder_holds_what_it_says(recipe: Recipe, tmp_path: Path) -> None
     assert Recipe.load(folder / "recipe.yaml") == recipe
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result.to_dict()))
     assert result.folder == str(folder)
+    assert result.model == recipe.model.name
     assert ("training", 12, 12) in notes.steps
     assert any(what == "features" and done == total for what, done, total in notes.steps)
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
@@ -87,6 +91,15 @@ def test_a_run_folder_holds_what_it_says(recipe: Recipe, tmp_path: Path) -> None
     training = [r for r in records if r["split"] == "train"]
     assert {"loss", "grad_norm", "lr_B", "lr_head", "lr_norm", "wall_s"} <= set(training[0])
     assert "lr_A" not in training[0]
+
+
+def test_the_model_is_told_by_its_label(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asymlora.train.run.label_of", lambda name: f"{name}, dequantised")
+    notes = Notes()
+    finetune(recipe, output=tmp_path / "run", observer=notes)
+    told = f"{recipe.model.name}, dequantised"
+    assert f"Reading {recipe.data.name} and {told}" in notes.lines
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["model"] == told
 
 
 def test_the_figures_are_those_of_the_model(recipe: Recipe, tmp_path: Path, small_encoder: Path) -> None:
@@ -190,6 +203,9 @@ def test_overwrite_replaces_the_run_only_after_all_checks(
         finetune(recipe, output=tmp_path / "run")
     with pytest.raises(NoTargetError):
         finetune(_changed(small_recipe, adapter={"targets": "nope"}), output=tmp_path / "run", overwrite=True)
+    without_decay = _changed(small_recipe, train={"optimizer": "rprop", "weight_decay": 0.1})
+    with pytest.raises(SpecError, match="Rprop has no weight decay"):
+        finetune(without_decay, output=tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "result.json").read_text() == before
     finetune(_changed(small_recipe, train={"steps": 4}), output=tmp_path / "run", overwrite=True)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
@@ -209,6 +225,8 @@ class TestBadInputIsFoundBeforeAnythingIsWritten:
             ({"data": {"name": "nowhere.csv"}}, DataNotFoundError, r"no data at nowhere\.csv"),
             ({"data": {"label": "lable"}}, MissingColumnError, "Did you mean 'label'.*text, label, film"),
             ({"model": {"name": "./nowhere"}}, DataNotFoundError, "no model folder"),
+            ({"train": {"report_to": ["tensorbord"]}}, UnknownNameError, "Did you mean 'tensorboard'.*wandb"),
+            ({"train": {"report_to": ["dvclive"]}}, MissingPackageError, "pip install dvclive"),
         ],
     )
     def test_wrong_recipe(
@@ -299,6 +317,16 @@ def test_a_run_interrupted_after_its_last_step_takes_no_step_more(
     assert (resumed.steps, resumed.best_step, resumed.score) == (13, whole.best_step, whole.score)
     weights = [(tmp_path / n / "adapter" / "adapter_model.safetensors").read_bytes() for n in ("whole", "cut")]
     assert weights[0] == weights[1]
+
+
+def test_a_run_interrupted_after_its_patience_ended_takes_no_step_more(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A rate so small that no score is better than the first.
+    recipe = _changed(small_recipe, train={"lr": 1e-12, "steps": 40, "evaluate_every": 2, "patience": 3})
+    _interrupted_at_the_end(recipe, tmp_path / "cut", monkeypatch)
+    resumed = finetune(recipe, output=tmp_path / "cut", resume=True)
+    assert (resumed.steps, resumed.best_step) == (8, 2)
 
 
 def test_resuming_with_other_rows_is_refused(

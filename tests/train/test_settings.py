@@ -206,11 +206,12 @@ def test_a_step_that_cannot_fit_is_refused_with_the_remedy_and_may_be_tried(
     assert run(train={"memory_check": False})[0].steps == 12
 
 
-def test_sharding_on_a_cpu_is_an_error_and_not_something_else(run: Run) -> None:
+def test_sharding_on_a_cpu_is_an_error_and_not_something_else(run: Run, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("no CPU-only machine")
     with pytest.raises(SpecError, match="Accelerate runs DDP instead without a word"):
         run(train={"sharding": "fsdp"})
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["full", "head", "peft:lora", "peft:lora_fa", "peft:adalora", "peft:ia3"])
@@ -222,6 +223,7 @@ def test_every_method_runs_predicts_and_merges(run: Run, method: str, tmp_path: 
     result, folder = run(method=method, train=rate)
     assert result.method == method
     assert result.trained_parameters > 0
+    assert result.head_parameters == 2 * 16 + 2  # PEFT's copy of a head counts once
     before = load_run(folder).answer(["a good film", "the dull plot"])
     merged = load_run(merge_run(folder, tmp_path / "merged")).answer(["a good film", "the dull plot"])
     for one, other in zip(before, merged, strict=True):

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from asymlora.attaching import attach, count_parameters
+from asymlora.attaching import count_parameters
 from asymlora.commands import estimate
 from asymlora.errors import AsymloraError
 from asymlora.schema import to_mapping
-from asymlora.site_view import saved_modules
 from asymlora.spec import AdapterSpec
+from asymlora.targets import match_saved_modules
 from asymlora.tasks.empty_models import empty_model, fresh_heads
 from asymlora.tasks.hub import is_hub_id, is_reachable
 from asymlora.tasks.sources import EMBEDDED, find_model
 from asymlora.train.memory_check import Planned, memory_line
+from asymlora.train.methods import METHODS
+from asymlora.train.optimizers import optimizer_class
 from asymlora.train.recipe import Recipe
 
 _OPTIMIZERS = {"sgd": "sgd"}
@@ -35,6 +37,8 @@ def run(recipe: Recipe) -> int:
     Returns:
         The exit code: 0, whether or not it could run here.
     """
+    METHODS[recipe.method].refuse_unused(recipe)
+    optimizer_class(recipe.train.optimizer, recipe.train.optimizer_options)
     network = _empty(recipe)
     options: dict[str, Any] = {
         "model": recipe.model.config or recipe.model.name,
@@ -64,11 +68,18 @@ def _empty(recipe: Recipe) -> Any:
     return model.to(getattr(torch, recipe.model.base)) if recipe.model.base == "bfloat16" else model
 
 
-def _spec(recipe: Recipe, model: Any) -> AdapterSpec:
+def _labels(recipe: Recipe) -> bool:
     # A classifier's head is what stands beside its base; what writes tokens has a head that came with the base.
+    return "classification" in recipe.task or "regression" in recipe.task
 
-    heads = fresh_heads(model) if "classification" in recipe.task or "regression" in recipe.task else ()
-    return replace(recipe.adapter, modules_to_save=tuple(dict.fromkeys((*recipe.adapter.modules_to_save, *heads))))
+
+def _heads(recipe: Recipe, model: Any) -> tuple[str, ...]:
+    return fresh_heads(model) if _labels(recipe) else ()
+
+
+def _spec(recipe: Recipe, model: Any) -> AdapterSpec:
+    in_full = (*recipe.adapter.modules_to_save, *_heads(recipe, model))
+    return replace(recipe.adapter, modules_to_save=tuple(dict.fromkeys(in_full)))
 
 
 def _length(recipe: Recipe, model: Any) -> int:
@@ -83,22 +94,29 @@ def _memory(recipe: Recipe, model: Any) -> str:
         batch=recipe.train.batch_size,
         length=_length(recipe, model),
         optimizer=recipe.train.optimizer,
+        momentum=bool(recipe.train.optimizer_options.get("momentum")),
         checkpointing=recipe.train.gradient_checkpointing,
         base=recipe.model.base,
+        everything=recipe.method == "full",
         device=_device(),
     )
-    line = memory_line(model, _spec(recipe, model), planned)
+    line = memory_line(model, _spec(recipe, model) if recipe.method == "adapter" else None, planned)
     return f"Memory is missing here: {line.sentence}" if line.too_large else line.sentence
 
 
 def _counts(recipe: Recipe, model: Any) -> str:
-    network = attach(model, _spec(recipe, model))
-    trained, _ = count_parameters(network)
-    heads = sum(p.numel() for module in saved_modules(network).values() for p in module.parameters())
+    heads = _heads(recipe, model)
+    in_full = match_saved_modules(model, _spec(recipe, model).modules_to_save)
+    trained = whole = 0
+    if recipe.method != "head" or in_full:
+        trained, _ = count_parameters(METHODS[recipe.method].put_on(model, recipe, heads))
+        whole = sum(p.numel() for path in in_full for p in model.get_submodule(path).parameters() if p.requires_grad)
+    rest = "in the other weights" if recipe.method == "full" else "in factors"
+    later = "" if heads or not _labels(recipe) else " The head for the labels, which are not read here, comes on top."
     steps, rows = recipe.train.steps, recipe.train.batch_size * recipe.train.gradient_accumulation
     return (
-        f"Trained: {trained:,} values, {heads:,} of them in modules trained in full and {trained - heads:,} in factors."
-        f" {steps:,} steps of {rows:,} rows: {steps * rows:,} rows are seen."
+        f"Trained: {trained:,} values, {whole:,} of them in modules trained in full and {trained - whole:,} {rest}."
+        f"{later} {steps:,} steps of {rows:,} rows: {steps * rows:,} rows are seen."
     )
 
 

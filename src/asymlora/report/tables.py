@@ -74,6 +74,8 @@ def method_name(method: str, adapter: Mapping[str, Any]) -> str:
     """
     if method == "adapter":
         return f"adapter ({adapter_name(adapter)})"
+    if method == "peft:ia3":
+        return "PEFT's ia3"  # it has no rank
     if method.startswith("peft:"):
         return f"PEFT's {method.removeprefix('peft:')}, rank {adapter['rank']}"
     return _NAMES[method]
@@ -94,8 +96,8 @@ def shown(metric: str, value: float) -> str:
 def _quality(result: Mapping[str, Any], adapter: Mapping[str, Any]) -> Table:
     rows: int = result["rows"]["test"]
     metric: str = result["metric"]
-    less = "" if result["greater_is_better"] else ", less is better"
-    title = f"{metric.capitalize()} on {rows:,} test rows, unseen by training and by choices{less}"
+    less = "" if result["greater_is_better"] else "\nLess is better"
+    title = f"{metric[0].upper()}{metric[1:]} on {rows:,} test rows, unseen by training and by choices{less}"
     table = Table(title=title, title_justify="left")
     table.add_column("what is trained")
     table.add_column(metric, justify="right")
@@ -136,7 +138,7 @@ def _gain(result: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _further(result: Mapping[str, Any]) -> Table:
-    table = Table(title="Further measurements, before and after", title_justify="left")
+    table = Table(title="Further, before and after", title_justify="left")
     for name, justify in (("what", "left"), ("metric", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
     metric = result["metric"]
@@ -164,7 +166,8 @@ def _cost(result: Mapping[str, Any]) -> Table:
         table.add_row("rows a second in training", f"{result['samples_per_second']:,.1f}")
     command = "this command, after an interruption" if result["resumed"] else "whole command"
     table.add_row(command, f"{result['total_seconds']:.0f} s")
-    table.add_row("adapter file", f"{result['adapter_bytes'] / 1024:,.0f} KiB")
+    file = "weights file" if result["method"] in _NAMES else "adapter file"
+    table.add_row(file, f"{result['adapter_bytes'] / 1024:,.0f} KiB")
     table.add_row("peak memory of the process", f"{peak / 2**20:,.0f} MiB" if peak else "not known here")
     return table
 

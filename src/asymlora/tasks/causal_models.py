@@ -293,11 +293,7 @@ def continuations(
     Raises:
         SpecError: Continuations of this length leave no room for a prompt, or a prompt is empty.
     """
-    if limit <= max_new_tokens:
-        raise SpecError(
-            f"data.max_target_tokens={max_new_tokens} leaves no room for a prompt: the model sees {limit} tokens in"
-            " all. Give a smaller one."
-        )
+    require_room(limit, max_new_tokens)
     if any(not len(prompt) for prompt in prompts):
         raise SpecError("An empty text cannot be gone on with. Give at least one word.")
     network = unwrapped(model)
@@ -312,6 +308,23 @@ def continuations(
             for i, text in zip(rows, written, strict=True):
                 texts[i] = text
     return texts
+
+
+def require_room(limit: int, max_new_tokens: int) -> None:
+    """Refuse continuations that would fill all that the model can see.
+
+    Args:
+        limit: Tokens that the model can see.
+        max_new_tokens: The longest continuation, in tokens.
+
+    Raises:
+        SpecError: No room is left for a prompt.
+    """
+    if limit <= max_new_tokens:
+        raise SpecError(
+            f"data.max_target_tokens={max_new_tokens} leaves no room for a prompt: the model sees {limit} tokens in"
+            " all. Give a smaller one."
+        )
 
 
 def _greedy(model: Any, tokenizer: Any, max_new_tokens: int, ends: Sequence[int]) -> GenerationConfig:

@@ -255,7 +255,7 @@ def label_of(name: str) -> str:
         name: As in a recipe.
 
     Returns:
-        The label of an embedded or self-pretrained model; any other name as it is.
+        The label of an embedded model; any other name as it is, which for ``self-pretrained:denoiser`` says enough.
 
     Example:
         >>> label_of("embedded:smollm2-135m")

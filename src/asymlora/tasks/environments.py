@@ -5,12 +5,46 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from asymlora.errors import DataError, UnknownNameError, UnseenLabelError, nearest
-from asymlora.tasks.splits import Part, Parts, inputs_of
+from asymlora.tasks.inputs import DataRecipe
+from asymlora.tasks.splits import Part, Parts, divide, inputs_of
 from asymlora.tasks.tables import Rows, Table, numeric_labels
 
 ROLE = "environment"
+
+
+def divided(
+    table: Table, data: DataRecipe, *, labels: Literal["names", "numbers"] = "names"
+) -> tuple[Parts, dict[str, Part], tuple[str, ...]]:
+    """Divide what a run is trained, chosen and tested on, and take what it is scored on beside that.
+
+    Args:
+        table: Rows of all environments.
+        data: How they are divided, and which environment is trained on.
+        labels: What the label column holds.
+
+    Returns:
+        The parts, the rows of further environments by name, and sentences that tell their numbers.
+    """
+    parts = divide(
+        own_rows(table, train_environment=data.train_environment),
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.seed,
+        labels=labels,
+        max_rows=data.max_rows,
+        max_scored_rows=data.max_scored_rows,
+    )
+    elsewhere, notes = scored_rows(
+        table,
+        parts,
+        train_environment=data.train_environment,
+        max_rows=data.max_scored_rows,
+        seed=data.seed,
+    )
+    return parts, elsewhere, notes
 
 
 def own_rows(table: Table, *, train_environment: str | None) -> Table:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from asymlora.tasks.augmentation import Augmentation
-from asymlora.tasks.environments import own_rows, scored_rows
+from asymlora.tasks.environments import divided
 from asymlora.tasks.image_models import ImageModel, head_features, load_image_model
 from asymlora.tasks.images import ImageItems, decode, refuse_broken
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.tasks.linear_probe import fit_probe
 from asymlora.tasks.sources import load_table
-from asymlora.tasks.splits import Part, divide
+from asymlora.tasks.splits import Part
 from asymlora.tasks.task import Answer, Batch, Done, HeadAlone, Loaded, Prepared
 from asymlora.tasks.text_scoring import ClassificationScoring, f1_of_labels, known_metric
 
@@ -63,21 +63,7 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
     """
     known_metric(data.metric or "accuracy", ImageScoring.METRICS)  # before the images are read
     table = load_table(data, roles=("image", "label", "environment"))
-    parts = divide(
-        own_rows(table, train_environment=data.train_environment),
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        seed=data.seed,
-        max_rows=data.max_rows,
-        max_scored_rows=data.max_scored_rows,
-    )
-    elsewhere, notes = scored_rows(
-        table,
-        parts,
-        train_environment=data.train_environment,
-        max_rows=data.max_scored_rows,
-        seed=data.seed,
-    )
+    parts, elsewhere, notes = divided(table, data)
     scoring = ImageScoring(len(parts.label_names), data.metric or "accuracy")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(head_seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from asymlora.errors import UnknownNameError, nearest
@@ -15,19 +15,35 @@ class TaskRow:
 
     Attributes:
         module: Where its functions ``prepare`` and ``load`` are.
+        reads: Fields of the data recipe that it reads besides those of `READ_BY_ALL`.
         defaults: What its recipe holds where the user says nothing, nested plain values.
     """
 
     module: str
+    reads: tuple[str, ...]
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
+READ_BY_ALL = (
+    "name",
+    "subset",
+    "metric",
+    "max_rows",
+    "max_scored_rows",
+    "validation_fraction",
+    "test_fraction",
+    "seed",
+)
+"""Fields of the data recipe that every task reads."""
+_TEXTS = ("text", "text_pair", "label", "environment", "train_environment", "group", "max_tokens")
+_ANSWERS = ("text", "target", "group", "max_tokens", "max_target_tokens")
 _SMALL_STEPS = {"steps": 60, "evaluate_every": 20, "batch_size": 8, "head_start": "random", "lr": 1e-3}
 TASKS: dict[str, TaskRow] = {
-    "text_classification": TaskRow(module="asymlora.tasks.text_classification"),
-    "text_regression": TaskRow(module="asymlora.tasks.text_classification"),
+    "text_classification": TaskRow(module="asymlora.tasks.text_classification", reads=_TEXTS),
+    "text_regression": TaskRow(module="asymlora.tasks.text_classification", reads=_TEXTS),
     "language_modeling": TaskRow(
         module="asymlora.tasks.language_modeling",
+        reads=("text", "max_tokens", "max_target_tokens"),
         defaults={
             "model": {"name": "embedded:smollm2-135m"},
             "data": {"name": "embedded:brown", "max_rows": 2000, "max_scored_rows": 200},
@@ -36,14 +52,17 @@ TASKS: dict[str, TaskRow] = {
     ),
     "instruction_tuning": TaskRow(
         module="asymlora.tasks.instruction_tuning",
+        reads=(*_ANSWERS, "choices", "problems", "shots"),
         defaults={"model": {"name": "embedded:smollm2-135m"}, "data": {"max_tokens": 256}, "train": _SMALL_STEPS},
     ),
     "seq2seq": TaskRow(
         module="asymlora.tasks.seq2seq",
+        reads=(*_ANSWERS, "beams"),
         defaults={"model": {"name": "self-pretrained:denoiser"}, "train": {**_SMALL_STEPS, "lr": 5e-3}},
     ),
     "image_classification": TaskRow(
         module="asymlora.tasks.image_classification",
+        reads=("image", "label", "environment", "train_environment", "group", "image_size", "augment"),
         defaults={
             "model": {"name": "embedded:vit-s14"},
             # 28 pixels doubled: 4 x 4 patches.
@@ -178,3 +197,19 @@ class DataRecipe:
         if not 0 <= self.seed < 2**31:  # two draws each, in NumPy's range
             problems.append(f"data.seed={self.seed} must lie between 0 and 2**31 - 1")
         refuse_values(problems)
+
+
+def refuse_unread(task: str, data: DataRecipe) -> None:
+    """Refuse fields that a task would pass over in silence.
+
+    Args:
+        task: The task's name.
+        data: The recipe.
+
+    Raises:
+        SpecError: A field that the task does not read has another value than its default; all are listed.
+    """
+    read = {*READ_BY_ALL, *task_row(task).reads}
+    unread = [f for f in fields(data) if f.name not in read and getattr(data, f.name) != f.default]
+    more = f"the task {task} does not read it; it reads: {', '.join(f for f in task_row(task).reads)}. Leave it out"
+    refuse_values([f"data.{f.name}={getattr(data, f.name)!r} is given, but {more}" for f in unread])

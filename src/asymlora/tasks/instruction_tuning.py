@@ -16,6 +16,7 @@ from asymlora.tasks.causal_models import (
     continuations,
     load_causal,
     padding_of,
+    require_room,
     save_causal,
     window_of,
 )
@@ -24,7 +25,7 @@ from asymlora.tasks.classifiers import token_limit
 from asymlora.tasks.conversations import read_conversations, turns_of
 from asymlora.tasks.exact_match import read_problems, solve
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
-from asymlora.tasks.likelihood_choice import choose, read_questions
+from asymlora.tasks.likelihood_choice import choose, letter_tokens, read_questions
 from asymlora.tasks.splits import Part, divide
 from asymlora.tasks.task import Answer, Loaded, Prepared
 from asymlora.tasks.token_loss import TokenScoring, mean_token_loss
@@ -62,10 +63,13 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
     limit, window = token_limit(network, tokenizer, wanted=data.max_tokens), window_of(network, tokenizer)
     made = {part: encode_rows(form, getattr(parts, part), limit=limit, where=part) for part in _PARTS}
     closing: Closing = {}
+    # What a closing measurement would refuse is refused before an older run is touched.
     if questions:
+        letter_tokens(tokenizer, questions)
         closing["choices"] = partial(choose, tokenizer=tokenizer, questions=questions, limit=window)
     if problems:
         room = data.max_target_tokens
+        require_room(window, room)
         closing["problems"] = partial(solve, form=form, problems=problems, max_new_tokens=room, limit=window)
     return Prepared(
         model=network,

@@ -265,6 +265,26 @@ def letters_chosen(
     Raises:
         DataError: The tokenizer does not write a letter behind ``Answer:`` as one token.
     """
+    letters = letter_tokens(tokenizer, questions)
+    prompts = [_fitting(tokenizer, letter_prompt, q, questions.examples, limit) for q in questions.scored]
+    ids = [token_ids(tokenizer, prompt, start=True)[-limit:] for prompt in prompts]
+    logits = next_token_logits(model, ids, pad_token_id=padding_of(tokenizer))[:, letters]
+    return [int(row[: len(q.choices)].argmax()) for row, q in zip(logits, questions.scored, strict=True)]
+
+
+def letter_tokens(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> list[int]:
+    """Return the tokens that letters are behind ``Answer:``, as many as the questions have choices.
+
+    Args:
+        tokenizer: The model's.
+        questions: What is asked.
+
+    Returns:
+        Token ids, from A on.
+
+    Raises:
+        DataError: A letter there is not one token.
+    """
     most = max(len(question.choices) for question in questions.scored)
     stem = token_ids(tokenizer, "Answer:")
     letters: list[int] = []
@@ -276,10 +296,7 @@ def letters_chosen(
                 " data.choices with this model."
             )
         letters.append(whole[-1])
-    prompts = [_fitting(tokenizer, letter_prompt, q, questions.examples, limit) for q in questions.scored]
-    ids = [token_ids(tokenizer, prompt, start=True)[-limit:] for prompt in prompts]
-    logits = next_token_logits(model, ids, pad_token_id=padding_of(tokenizer))[:, letters]
-    return [int(row[: len(q.choices)].argmax()) for row, q in zip(logits, questions.scored, strict=True)]
+    return letters
 
 
 def texts_chosen(

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from asymlora.errors import MissingPackageError
-from asymlora.tasks.inputs import DataRecipe, ModelRecipe, task_row
+from asymlora.tasks.inputs import DataRecipe, ModelRecipe, refuse_unread, task_row
 from asymlora.tasks.task import Loaded, Prepared
 
 
@@ -22,6 +22,7 @@ def prepare_task(task: str, model: ModelRecipe, data: DataRecipe, *, head_seed: 
     Returns:
         All that a run needs of the task.
     """
+    refuse_unread(task, data)
     return _module(task).prepare(model, data, task=task, head_seed=head_seed)
 
 

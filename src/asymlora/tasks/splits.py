@@ -202,7 +202,8 @@ def _label_names(table: Table, parts: dict[str, Rows]) -> tuple[str, ...]:
         listed = "; ".join(f"{part}: {', '.join(map(repr, labels[:5]))}" for part, labels in unseen.items())
         raise UnseenLabelError(
             f"Labels that training never sees ({listed}). Training has: {', '.join(map(repr, sorted(seen)[:10]))}. Add"
-            " training rows with these labels, or remove them from the other parts."
+            " training rows with these labels (a larger data.max_rows or another data.seed may do), or remove them from"
+            " the other parts."
         )
     if table.label_order and seen <= set(table.label_order):
         return tuple(name for name in table.label_order if name in seen)

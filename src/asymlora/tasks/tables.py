@@ -13,8 +13,12 @@ from asymlora.errors import DataError, EmptyDataError, MissingColumnError, neare
 Rows = dict[str, list[Any]]
 """Columns by name, all of the same length."""
 
-PART_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""What files, folders and splits of each part may be called."""
+PART_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev", "validation_matched"),
+    "test": ("test",),
+}
+"""What files, folders and splits of each part may be called; the last of validation is MNLI's, by which GLUE scores."""
 PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
 
 OPTIONAL_ROLES = ("text_pair", "environment")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+from asymlora.errors import SpecError
 from asymlora.tasks.classifiers import (
     MeanPooledClassifier,
     load_with_heads,
@@ -21,11 +22,11 @@ from asymlora.tasks.classifiers import (
     save_plain,
     token_limit,
 )
-from asymlora.tasks.environments import own_rows, scored_rows
+from asymlora.tasks.environments import divided
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.tasks.linear_probe import fit_number_probe, fit_probe
 from asymlora.tasks.sources import load_table
-from asymlora.tasks.splits import Part, Parts, divide
+from asymlora.tasks.splits import Part, Parts
 from asymlora.tasks.task import Answer, Done, HeadAlone, Loaded, Prepared
 from asymlora.tasks.text_scoring import ClassificationScoring, RegressionScoring, glue_metric
 
@@ -93,30 +94,16 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
     """
     numbers = task == "text_regression"
     table = load_table(data, roles=("text", "text_pair", "label", "environment"))
-    parts = divide(
-        own_rows(table, train_environment=data.train_environment),
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        seed=data.seed,
-        labels="numbers" if numbers else "names",
-        max_rows=data.max_rows,
-        max_scored_rows=data.max_scored_rows,
-    )
+    parts, elsewhere, shifts = divided(table, data, labels="numbers" if numbers else "names")
     names = (NUMBER,) if numbers else parts.label_names
     metric = data.metric or glue_metric(data.name, data.subset) or ("pearson" if numbers else "accuracy")
     scoring = RegressionScoring(metric) if numbers else ClassificationScoring(len(names), metric)
     torch.manual_seed(head_seed)
     network, tokenizer, heads = load_with_heads(model, label_names=names)
     limit = token_limit(network, tokenizer, wanted=data.max_tokens)
-    elsewhere, shifts = scored_rows(
-        table,
-        parts,
-        train_environment=data.train_environment,
-        max_rows=data.max_scored_rows,
-        seed=data.seed,
-    )
-    divided = {**{p: getattr(parts, p) for p in PARTS}, **elsewhere}
-    sets = {name: TokenizedTexts(tokenizer, part, max_tokens=limit) for name, part in divided.items()}
+    _require_room(tokenizer, limit, pairs="text_pair" in table.columns)
+    rows = {**{p: getattr(parts, p) for p in PARTS}, **elsewhere}
+    sets = {name: TokenizedTexts(tokenizer, part, max_tokens=limit) for name, part in rows.items()}
     prepared = Prepared(
         model=network,
         processor=tokenizer,
@@ -134,6 +121,16 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         dropped=parts.dropped,
     )
     return _with_head_alone(prepared)
+
+
+def _require_room(tokenizer: PreTrainedTokenizerBase, limit: int, *, pairs: bool) -> None:
+    added = tokenizer.num_special_tokens_to_add(pair=pairs)
+    least = added + (2 if pairs else 1)
+    if limit < least:
+        raise SpecError(
+            f"Of inputs cut at {limit} tokens nothing would be read: the tokenizer itself adds {added}. Give"
+            f" data.max_tokens of at least {least}."
+        )
 
 
 def _cut_note(sets: dict[str, TokenizedTexts], limit: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -122,4 +123,6 @@ class Recorder(TrainerCallback):
         self.observer.progress("training", state.global_step, state.max_steps, self.values)
 
     def _record(self, split: str, step: int, row: dict[str, float]) -> None:
-        self.folder.record({"split": split, "step": step, **row, "wall_s": round(self.seconds, 3)})
+        # JSON has no NaN; whether the run has diverged is the Trainer's to say, with step and rates.
+        kept = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self.folder.record({"split": split, "step": step, **kept, "wall_s": round(self.seconds, 3)})

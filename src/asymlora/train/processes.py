@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -113,7 +113,8 @@ def loss_of_a_process_said(resume: str) -> Iterator[None]:
             os.write(sys.stderr.fileno(), f"asymlora: {sentence}\n".encode())
         os._exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, say)
+    # Python takes signals in its main thread only; a worker of Ray trains in another.
+    before = signal.signal(signal.SIGTERM, say) if threading.current_thread() is threading.main_thread() else None
     try:
         yield
     except RuntimeError as error:
@@ -121,7 +122,7 @@ def loss_of_a_process_said(resume: str) -> Iterator[None]:
             raise
         raise LostProcessError(sentence) from error
     finally:
-        with contextlib.suppress(ValueError):
+        if before is not None:
             signal.signal(signal.SIGTERM, before)
 
 

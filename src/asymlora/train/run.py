@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -12,9 +13,10 @@ import numpy as np
 from torch import nn
 
 from asymlora.attaching import count_parameters
-from asymlora.errors import DataError
+from asymlora.errors import DataError, DivergedError
 from asymlora.site_view import find_attached, saved_modules, sites
 from asymlora.tasks.preparing import prepare_task
+from asymlora.tasks.sources import label_of
 from asymlora.tasks.task import Prepared
 from asymlora.train import processes
 from asymlora.train.baseline import Baseline, measure_baseline, stored_baseline
@@ -24,8 +26,8 @@ from asymlora.train.optimizers import optimizer_class
 from asymlora.train.paired_gain import paired_gain
 from asymlora.train.recipe import Recipe
 from asymlora.train.run_folder import RunFolder, claim, peak_bytes, require_same_recipe
-from asymlora.train.settings import make_trainer, memory_sentence
-from asymlora.train.trainer import AdapterTrainer, last_checkpoint, step_of
+from asymlora.train.settings import make_trainer, memory_sentence, refuse_optimizer, refuse_unavailable
+from asymlora.train.trainer import AdapterTrainer, has_ended, last_checkpoint, step_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class RunResult:
         folder: The run's folder.
         task: The task.
         method: What was trained.
+        model: What the pretrained model is, in the words of its source.
         label_names: Names of the labels, by index; empty where there are none.
         rows: Rows by part; ``dropped``: rows left out because their input stands in another part.
         metric: The metric of the figures below, by which choices were made.
@@ -70,6 +73,7 @@ class RunResult:
     folder: str
     task: str
     method: str
+    model: str
     label_names: tuple[str, ...]
     rows: dict[str, int]
     metric: str
@@ -146,13 +150,15 @@ def finetune(
     method = METHODS[recipe.method]
     method.refuse_unused(recipe)
     optimizer_class(recipe.train.optimizer, recipe.train.optimizer_options)
+    refuse_unavailable(recipe)
     claimed = processes.on_first(lambda: _claim(recipe, output, resume=resume, overwrite=overwrite))
     folder = replace(claimed, writes=processes.is_first())
-    watcher.stage(f"Reading {recipe.data.name} and {recipe.model.name}")
+    watcher.stage(f"Reading {recipe.data.name} and {label_of(recipe.model.name)}")
     prepared = prepare_task(recipe.task, recipe.model, recipe.data, head_seed=recipe.train.seed)
     full = sum(p.numel() for p in prepared.model.parameters())
     watcher.stage(memory_sentence(recipe, prepared))
     network = method.put_on(prepared.model, recipe, prepared.heads)
+    refuse_optimizer(recipe, method, network)
     processes.on_first(lambda: folder.check_space(_bytes_to_write(network, recipe)))
     run = _Run(
         recipe=recipe,
@@ -197,13 +203,14 @@ def _run(run: _Run, *, started: float) -> RunResult:
     trainer, recorder = make_trainer(recipe, prepared, run.method, run.network, folder=folder, watcher=watcher)
     baseline = _baseline(run, trainer, fresh=checkpoint is None)
     watcher.stage(f"Training {recipe.train.steps} steps" + (f" from {checkpoint.name}" if checkpoint else ""))
-    if checkpoint and step_of(checkpoint) >= recipe.train.steps:
-        trainer.restore(checkpoint)  # the Trainer would take one step more
+    if checkpoint and has_ended(checkpoint, steps=recipe.train.steps):
+        trainer.restore(checkpoint)  # the Trainer would take further steps
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     train_seconds = recorder.seconds
     watcher.stage("Scoring the test part")
     after = _test(trainer, prepared)
+    _refuse_diverged(prepared.scoring.score(after.evidence), recipe)
     if folder.writes or trainer.is_fsdp_enabled:  # what is sharded is gathered by all processes together
         run.method.save(run.network, folder.adapter, base_model=recipe.model.name, task_type=prepared.task_type)
     processes.wait()
@@ -269,6 +276,14 @@ def _test(trainer: AdapterTrainer, prepared: Prepared) -> _After:
     return _After(evidence=evidence, environments=environments, closing=closing)
 
 
+def _refuse_diverged(metrics: dict[str, float], recipe: Recipe) -> None:
+    if bad := [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+        raise DivergedError(
+            f"The weights that were kept give {', '.join(bad)} on the test part, with train.lr={recipe.train.lr:.3g}."
+            " Lower train.lr (a third is a fair next try)."
+        )
+
+
 def _result(run: _Run, trainer: AdapterTrainer, baseline: Baseline, *, after: _After, **timings: Any) -> RunResult:
     prepared, scoring, network = run.prepared, run.prepared.scoring, run.network
     before = np.array(baseline.evidence if baseline.before is None else baseline.before)
@@ -283,11 +298,13 @@ def _result(run: _Run, trainer: AdapterTrainer, baseline: Baseline, *, after: _A
     )
     trained, _ = count_parameters(network)
     adapted = find_attached(network) is not None
-    heads = sum(p.numel() for head in _heads(run) for p in head.parameters())
+    # Only what is trained: PEFT keeps the head as it was beside the one that it trains.
+    heads = sum(p.numel() for head in _heads(run) for p in head.parameters() if p.requires_grad)
     return RunResult(
         folder=str(run.folder.path),
         task=run.recipe.task,
         method=run.recipe.method,
+        model=label_of(run.recipe.model.name),
         label_names=prepared.label_names,
         rows={
             **{name: len(items) for name, items in {**prepared.parts, **prepared.environments}.items()},

@@ -7,20 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asymlora.atomic import staged_folder
-from asymlora.errors import RunExistsError, RunFolderError
+from asymlora.atomic import staged_folder, write_file
+from asymlora.errors import AsymloraError, RunExistsError, RunFolderError
+from asymlora.schema import from_mapping
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.tasks.preparing import load_task
 from asymlora.tasks.task import Loaded
 from asymlora.train.methods import METHODS
 from asymlora.train.run_folder import ADAPTER, RECIPE, RESULT, stored_recipe
 
+_READING_FILE = "asymlora_reading.json"
+"""In a merged folder: its task, and how the run read inputs and wrote answers. transformers does without."""
+_READING = ("max_tokens", "max_target_tokens", "beams", "image_size")
 _TASK_OF_CLASS = {
     "ForCausalLM": "language_modeling",
     "ForConditionalGeneration": "seq2seq",
     "ForImageClassification": "image_classification",
 }
-"""Of a merged folder, by the end of the class that its configuration names; a classifier of texts is none of these."""
+"""Of a merged folder without that file, by the end of its class; a classifier of texts is none of these."""
 
 
 def load_run(folder: str | Path) -> Loaded:
@@ -67,9 +71,12 @@ def merge_run(folder: str | Path, out: str | Path) -> Path:
     if not (path / RECIPE).is_file():
         raise RunFolderError(f"{folder} is no run of asymlora (it has no {RECIPE}); only a run can be merged.")
     run = load_run(path)
-    METHODS[stored_recipe(path).method].merge(run.network or run.model)
+    recipe = stored_recipe(path)
+    METHODS[recipe.method].merge(run.network or run.model)
+    reading = {"task": recipe.task, "data": {name: getattr(recipe.data, name) for name in _READING}}
     with staged_folder(target) as staging:
         run.save(staging)
+        write_file(staging / _READING_FILE, json.dumps(reading, indent=2) + "\n")
     return target
 
 
@@ -88,8 +95,22 @@ def _load_merged(path: Path) -> Loaded:
 
     config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
     names: list[str] = config.get("architectures") or [""]
-    for ending, task in _TASK_OF_CLASS.items():
-        if names[0].endswith(ending):
-            labels = tuple(dict(sorted(config.get("id2label", {}).items(), key=lambda pair: int(pair[0]))).values())
-            return load_task(task, ModelRecipe(name=str(path)), DataRecipe(), label_names=labels)
-    return loaded(*load_plain(path))
+    known = next((task for ending, task in _TASK_OF_CLASS.items() if names[0].endswith(ending)), None)
+    if known is None:
+        return loaded(*load_plain(path))
+    labels = tuple(dict(sorted(config.get("id2label", {}).items(), key=lambda pair: int(pair[0]))).values())
+    task, data = _reading(path / _READING_FILE, known)
+    return load_task(task, ModelRecipe(name=str(path)), data, label_names=labels)
+
+
+def _reading(file: Path, known: str) -> tuple[str, DataRecipe]:
+    if not file.is_file():
+        return known, DataRecipe()
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return content["task"], from_mapping(DataRecipe, content["data"])
+    except (AsymloraError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{file} is damaged ({' '.join(str(error).split())}). Merge the run again, or remove the file to"
+            " read inputs by the defaults of the task."
+        ) from None

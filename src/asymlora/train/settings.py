@@ -17,9 +17,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    TensorBoardCallback,
+    get_available_reporting_integrations,
+)
 
-from asymlora.errors import MissingPackageError, SpecError
+from asymlora.errors import MissingPackageError, SpecError, UnknownNameError, nearest
 from asymlora.gradient_correction import correct_gradients
 from asymlora.tasks.task import Prepared
 from asymlora.train import processes
@@ -35,6 +39,47 @@ LOG_EVERY = 10
 SCORED_TOGETHER = 64
 """Rows of a batch of evaluation, over all processes."""
 TENSORBOARD = "tensorboard"
+
+
+def refuse_unavailable(recipe: Recipe) -> None:
+    """Refuse sharding and trackers that this machine does not have, before anything is read or replaced.
+
+    Args:
+        recipe: The run.
+
+    Raises:
+        SpecError: Sharding is asked for without an accelerator, or of another method than an adapter.
+        UnknownNameError: There is no such tracker; the names are listed.
+        MissingPackageError: A tracker's package is not installed.
+    """
+    if recipe.train.sharding == "fsdp":
+        if not torch.cuda.is_available():
+            raise SpecError(
+                "train.sharding=fsdp needs accelerators: on a CPU, Accelerate runs DDP instead without a word. Leave it"
+                " out to run DDP, or shard in a loop of your own with asymlora.sharding (docs/distributed.md)."
+            )
+        if recipe.method != "adapter":
+            raise SpecError(f"train.sharding=fsdp takes method=adapter; method={recipe.method!r} runs under DDP.")
+    known, here = sorted(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
+    for name in recipe.train.report_to:
+        if name not in known:
+            raise UnknownNameError(
+                f"train.report_to names {name!r}, which is no tracker of transformers.{nearest(name, known)} Known:"
+                f" {', '.join(known)}; leave it out for none."
+            )
+        if name not in here:
+            raise MissingPackageError(f"train.report_to={name} needs a package that is not here: pip install {name}")
+
+
+def refuse_optimizer(recipe: Recipe, method: Method, network: nn.Module) -> None:
+    """Refuse an optimizer that cannot train what the method trains: build it once, before an older run is touched.
+
+    Args:
+        recipe: The run.
+        method: What is trained.
+        network: The model with what is trained on it.
+    """
+    _optimizer(recipe, method, network)
 
 
 def make_trainer(
@@ -98,21 +143,11 @@ def training_arguments(recipe: Recipe, prepared: Prepared, folder: RunFolder) ->
 
     Returns:
         The arguments.
-
-    Raises:
-        SpecError: Sharding is asked for without an accelerator.
     """
     train = recipe.train
     every = min(train.evaluate_every, train.steps)
     sharded: dict[str, Any] = {}
     if train.sharding == "fsdp":
-        if not torch.cuda.is_available():
-            raise SpecError(
-                "train.sharding=fsdp needs accelerators: on a CPU, Accelerate runs DDP instead without a word. Leave it"
-                " out to run DDP, or shard in a loop of your own with asymlora.sharding (docs/distributed.md)."
-            )
-        if recipe.method != "adapter":
-            raise SpecError(f"train.sharding=fsdp takes method=adapter; method={recipe.method!r} runs under DDP.")
         sharded = {"fsdp": "full_shard", "fsdp_config": {"version": 2}}
     return TrainingArguments(
         output_dir=str(folder.checkpoints),

@@ -310,6 +310,18 @@ def _has_sharded_optimizer(checkpoint: Path) -> bool:
     return (checkpoint / "optimizer.bin").is_file() or (checkpoint / "optimizer_0").is_dir()
 
 
+def has_ended(checkpoint: Path, *, steps: int) -> bool:
+    """Whether the training had ended when a checkpoint was written: at its last step, or before it by its patience.
+
+    Args:
+        checkpoint: A complete one.
+        steps: Those of the recipe.
+    """
+    kept: Any = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8")).get("stateful_callbacks", {})
+    control = kept.get("TrainerControl", {}).get("args", {})
+    return step_of(checkpoint) >= steps or bool(control.get("should_training_stop"))
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the step that a checkpoint was written at."""
     return int(checkpoint.name.rpartition("-")[2])
