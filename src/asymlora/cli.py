@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -56,6 +57,8 @@ def _is_first() -> bool:
 
 
 def _run(argv: list[str]) -> int:
+    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao, which tells what it has no use for
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         from jsonargparse import ArgumentError, ArgumentParser
     except ImportError:

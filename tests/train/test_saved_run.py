@@ -69,6 +69,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         merge_run(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}"])
+def test_a_damaged_result_is_a_sentence(run: Path, damage: str) -> None:
+    (run / "result.json").write_text(damage)
+    with pytest.raises(RunFolderError, match=r"result\.json is damaged"):
+        load_run(run)
+
+
 def test_a_run_that_has_not_ended_says_how_to_go_on(run: Path) -> None:
     (run / "result.json").unlink()
     with pytest.raises(RunFolderError, match="--resume"):

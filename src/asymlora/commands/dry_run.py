@@ -18,6 +18,7 @@ from asymlora.spec import AdapterSpec
 from asymlora.targets import match_saved_modules
 from asymlora.tasks.empty_models import empty_model, fresh_heads
 from asymlora.tasks.hub import is_hub_id, is_reachable
+from asymlora.tasks.inputs import refuse_unread
 from asymlora.tasks.sources import EMBEDDED, find_model
 from asymlora.train.memory_check import Planned, memory_line
 from asymlora.train.methods import METHODS
@@ -37,6 +38,7 @@ def run(recipe: Recipe) -> int:
     Returns:
         The exit code: 0, whether or not it could run here.
     """
+    refuse_unread(recipe.task, recipe.data)
     METHODS[recipe.method].refuse_unused(recipe)
     optimizer_class(recipe.train.optimizer, recipe.train.optimizer_options)
     network = _empty(recipe)

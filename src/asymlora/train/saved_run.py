@@ -44,7 +44,13 @@ def load_run(folder: str | Path) -> Loaded:
         return _load_merged(path)
     _require_run(path)
     recipe = stored_recipe(path)
-    labels = tuple(json.loads((path / RESULT).read_text(encoding="utf-8"))["label_names"])
+    try:
+        labels = tuple(json.loads((path / RESULT).read_text(encoding="utf-8"))["label_names"])
+    except (ValueError, KeyError, TypeError):
+        raise RunFolderError(
+            f"{path / RESULT} is damaged. Its adapter is whole: asymlora.load_adapter(model, {str(path / ADAPTER)!r})"
+            " puts it on a model, or run the recipe again."
+        ) from None
     loaded = load_task(recipe.task, recipe.model, recipe.data, label_names=labels)
     network = METHODS[recipe.method].load(loaded.model, recipe, loaded.heads, path / ADAPTER)
     network.eval()

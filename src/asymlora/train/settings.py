@@ -180,6 +180,8 @@ def training_arguments(recipe: Recipe, prepared: Prepared, folder: RunFolder) ->
         # The task's collator picks what the model takes; the signature would drop what a task adds.
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
+        # Frozen factors are buffers and the same in every process; only batch norm has buffers that change.
+        ddp_broadcast_buffers=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in prepared.model.modules()),
         dataloader_pin_memory=torch.cuda.is_available(),
         **sharded,
     )
