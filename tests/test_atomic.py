@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from asymlora.atomic import STAGING_PREFIX, remove_folder, remove_leftovers, staged_folder, write_file
+from asymlora.atomic import STAGING_PREFIX, held_folder, remove_folder, remove_leftovers, staged_folder, write_file
+from asymlora.errors import RunExistsError
 
 
 class _PowerCutError(Exception):
@@ -95,3 +96,12 @@ def test_removing_takes_the_final_name_first(tmp_path: Path, monkeypatch: pytest
     monkeypatch.undo()
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_held_folder_is_held_against_others_and_free_afterwards(tmp_path: Path) -> None:
+    with held_folder(tmp_path, doing="is writing in"):  # noqa: SIM117
+        with pytest.raises(RunExistsError, match="Another process is writing in .*Wait for it"):
+            with held_folder(tmp_path, doing="is writing in"):
+                raise AssertionError("held twice")
+    with held_folder(tmp_path, doing="is writing in"):
+        assert not list(tmp_path.iterdir())

@@ -293,7 +293,7 @@ def test_finetune_shows_the_figures_of_its_result_and_what_comes_next(
         "adapter (B only, rank 2) and head",
         "Run folder: again",
         "Adapter: again/adapter (PEFT loads it too)",
-        'Next: asymlora predict again "a text of yours"',
+        'Next: asymlora predict again "an input of yours"',
     ):
         assert figure in shown
     assert {"recipe.yaml", "environment.json", "records.jsonl", "result.json", "adapter"} == {

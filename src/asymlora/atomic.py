@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from asymlora.errors import RunExistsError
+
 STAGING_PREFIX = ".incomplete-"
 
 
@@ -98,6 +100,36 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def held_folder(folder: Path, *, doing: str) -> Iterator[None]:
+    """Hold a folder against other processes; no file is left behind, and it ends with the process however that ends.
+
+    Args:
+        folder: An existing folder.
+        doing: What a process that holds it does, for the message to others: ``is running the run in``.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunExistsError: Another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunExistsError(f"Another process {doing} {folder}. Wait for it, or end it.") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _flush_files(folder: Path) -> None:

@@ -169,9 +169,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_is_asked_and_merged(
     assert resumed.resumed
     assert _weights(tmp_path / "whole") == _weights(tmp_path / "cut")
     assert resumed.metrics == whole.metrics
-    assert (whole.metric, whole.environments.keys()) == (METRIC[task], {"night"} & set(whole.environments))
-    if task == "image_classification":
-        assert set(whole.environments) == {"night"}
+    assert whole.metric == METRIC[task]
+    assert set(whole.environments) == ({"night"} if task == "image_classification" else set())
     given = [str(tmp_path / "images" / "day" / "red" / "0.png")] if "image" in task else ["say yes 3"]
     said = load_run(tmp_path / "cut").answer(given)
     assert said == load_run(tmp_path / "whole").answer(given)

@@ -14,8 +14,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -37,7 +36,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from asymlora.atomic import staged_folder, write_file
+from asymlora.atomic import held_folder, staged_folder, write_file
 from asymlora.errors import DataNotFoundError, RunExistsError, SpecError
 from asymlora.schema import refuse_values
 from asymlora.tasks.denoiser_measures import chance, measure
@@ -164,7 +163,7 @@ def pretrain(output: Path, recipe: DenoiserRecipe) -> Path:
         raise RunExistsError(f"{output} holds files, but no model. Name an empty or a new folder with --output.")
     unfinished = output.with_name(f"{output.name}.unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
-    with _held(unfinished):
+    with held_folder(unfinished, doing="is pretraining in"):
         _require_same_recipe(unfinished, recipe)
         _pretrain(unfinished, output, recipe)
         shutil.rmtree(unfinished)
@@ -287,25 +286,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
             continue
         return path
     return None
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    # A lock on the folder itself: it ends with the process however that ends.
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunExistsError(f"Another process is pretraining in {folder}. Wait for it, or end it.") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def _require_same_recipe(folder: Path, recipe: DenoiserRecipe) -> None:

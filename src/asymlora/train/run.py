@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from asymlora.attaching import count_parameters
-from asymlora.errors import DataError, DivergedError
+from asymlora.errors import DataError, DivergedError, RunFolderError
 from asymlora.site_view import find_attached, saved_modules, sites
 from asymlora.tasks.preparing import prepare_task
 from asymlora.tasks.sources import label_of
@@ -142,6 +142,9 @@ def finetune(
 
     Returns:
         The closing figures; they also stand in ``result.json``.
+
+    Raises:
+        RunFolderError: The folder is not seen by every process.
     """
     started = time.monotonic()
     processes.share(recipe.train.batch_size)
@@ -171,6 +174,11 @@ def finetune(
     )
     with ExitStack() as held, processes.loss_of_a_process_said(_how_to_resume(folder)):
         processes.on_first(lambda: _begin(held, run))
+        if not folder.path.is_dir():
+            raise RunFolderError(
+                f"{folder.path} was made by the first process and is not there for this one. Give an --output on a disk"
+                " that all machines see."
+            )
         watcher.begun(str(folder.path))
         return _run(run, started=started)
 

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from asymlora.atomic import remove_folder, remove_leftovers, staged_folder, write_file
+from asymlora.atomic import held_folder, remove_folder, remove_leftovers, staged_folder, write_file
 from asymlora.errors import (
     DiskSpaceError,
     NothingToResumeError,
@@ -86,11 +86,11 @@ class RunFolder:
             yield
             return
         if self.replaces:
-            with _held(self.path):
+            with held_folder(self.path, doing="is running the run in"):
                 remove_folder(self.path)
         if not self.resumes:
             self._make(recipe)
-        with _held(self.path):
+        with held_folder(self.path, doing="is running the run in"):
             self.checkpoints.mkdir(exist_ok=True)
             remove_leftovers(self.path)
             remove_leftovers(self.checkpoints)
@@ -271,25 +271,6 @@ def peak_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    # A lock on the folder itself: no file is left behind, and it ends with the process however that ends.
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunExistsError(f"Another process is running the run in {path}. Wait for it, or end it.") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def _new_path() -> Path:
