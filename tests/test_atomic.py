@@ -100,7 +100,7 @@ def test_removing_takes_the_final_name_first(tmp_path: Path, monkeypatch: pytest
 
 def test_a_held_folder_is_held_against_others_and_free_afterwards(tmp_path: Path) -> None:
     with held_folder(tmp_path, doing="is writing in"):  # noqa: SIM117
-        with pytest.raises(RunExistsError, match="Another process is writing in .*Wait for it"):
+        with pytest.raises(RunExistsError, match=r"Another process is writing in .*Wait for it"):
             with held_folder(tmp_path, doing="is writing in"):
                 raise AssertionError("held twice")
     with held_folder(tmp_path, doing="is writing in"):
