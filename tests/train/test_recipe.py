@@ -64,7 +64,7 @@ def test_any_text_and_number_survives_the_yaml(column: str, rate: float, endings
 
 def test_yaml_writes_every_field_out_in_the_order_of_the_dataclasses() -> None:
     content = yaml.safe_load(Recipe().to_yaml())
-    assert list(content) == ["task", "model", "data", "adapter", "train"]
+    assert list(content) == ["task", "method", "model", "data", "adapter", "train"]
     for part in ("model", "data", "adapter", "train"):
         assert list(content[part]) == [field.name for field in dataclasses.fields(getattr(Recipe(), part))]
 
