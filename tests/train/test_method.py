@@ -20,7 +20,6 @@ def test_a_method_needs_to_say_only_what_it_does_otherwise() -> None:
     net = nn.Linear(3, 2)
     assert method.optimizer(net, Recipe().train) is None
     assert method.penalty(net) is None
-    assert method.switched_off(net) is None
     assert method.notes(Recipe()) == ()
     method.after_step(net, 1)
     method.merge(net)

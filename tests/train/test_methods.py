@@ -173,25 +173,6 @@ def test_what_does_not_fit_or_is_torn_is_refused_and_nothing_changes(name: str, 
         method.check(tmp_path / "kept")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_switching_off_gives_the_base_and_thaws_nothing(name: str) -> None:
-    recipe = _recipe(name)
-    method, network = _put_on(recipe)
-    _steps(method, network, _optimizer(method, network, recipe))
-    off = method.switched_off(network)
-    if name in ("full", "head"):
-        assert off is None
-        return
-    flags = [p.requires_grad for p in network.parameters()]
-    assert off is not None
-    base = BERT.build()
-    if name == "adapter":  # whose heads stay as they are trained
-        base.classifier.load_state_dict(network.classifier.state_dict())
-    with off:
-        torch.testing.assert_close(_logits(network), BERT.logits(base), rtol=1e-5, atol=1e-6)
-    assert [p.requires_grad for p in network.parameters()] == flags
-
-
 def test_full_trains_everything_and_the_head_alone_its_head() -> None:
     _, network = _put_on(_recipe("full"))
     assert all(p.requires_grad for p in network.parameters())

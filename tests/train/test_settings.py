@@ -206,9 +206,10 @@ def test_a_step_that_cannot_fit_is_refused_with_the_remedy_and_may_be_tried(
     assert run(train={"memory_check": False})[0].steps == 12
 
 
-def test_sharding_on_a_cpu_is_an_error_and_not_something_else(run: Run, tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("no CPU-only machine")
+def test_sharding_on_a_cpu_is_an_error_and_not_something_else(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SpecError, match="Accelerate runs DDP instead without a word"):
         run(train={"sharding": "fsdp"})
     assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -47,11 +48,8 @@ def _answers(host: str, port: int) -> bool:
     answered = threading.Event()
 
     def connect() -> None:
-        try:
-            with socket.create_connection((host, port), timeout=PATIENCE_S):
-                answered.set()
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=PATIENCE_S):
+            answered.set()
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -180,6 +180,3 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     one, other = one - one.mean(), other - other.mean()
     size: float = float(np.sqrt((one**2).sum() * (other**2).sum()))
     return float((one * other).sum() / size) if size > 0 else 0.0
-
-
-Score = Callable[[np.ndarray], dict[str, float]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -149,16 +148,6 @@ class Method(Protocol):
         Args:
             network: What `load` gave.
         """
-
-    def switched_off(self, network: nn.Module) -> AbstractContextManager[None] | None:
-        """Return a context in which the network gives the base's output, or None where the base is no longer there.
-
-        Where it is None, measure the base before the training.
-
-        Args:
-            network: What `put_on` gave.
-        """
-        return None
 
 
 _OPTIMIZER = ("optimizer", "optimizer_options")

@@ -5,14 +5,13 @@ A further method is a class and its row in `METHODS`; those of PEFT are in `asym
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from asymlora.attaching import attach, disabled, load_adapter
+from asymlora.attaching import attach, load_adapter
 from asymlora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, fill, read_adapter, save_adapter
 from asymlora.errors import SpecError
 from asymlora.merging import merge
@@ -95,10 +94,6 @@ class OurAdapter(Method):
     def merge(self, network: nn.Module) -> None:
         """Merge the adapter with one rounding."""
         merge(network)
-
-    def switched_off(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Return what `asymlora.disabled` does; heads stay as they are."""
-        return disabled(network)
 
 
 # Weights of the model itself -----------------------------------------------------------------------------------------

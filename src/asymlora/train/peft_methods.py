@@ -274,21 +274,6 @@ class PeftMethod(Method):
         """Let PEFT fold the adapter into the layers it replaced."""
         network.merge_and_unload()  # pyright: ignore[reportCallIssue]
 
-    @contextmanager
-    def _base_alone(self, network: nn.Module) -> Iterator[None]:
-        # PEFT thaws every factor when it switches an adapter on again.
-        flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-        try:
-            with _tuned(network).disable_adapter():
-                yield
-        finally:
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-
-    def switched_off(self, network: nn.Module) -> Any:
-        """Return a context in which the network gives the base's output, heads as they were before the training."""
-        return self._base_alone(network)
-
 
 def _tuned(network: nn.Module) -> Any:
     """Return the `PeftModel`, looking through wrappers."""
