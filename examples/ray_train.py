@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ def main() -> Facts:
 
 
 if __name__ == "__main__":
+    # Each worker imports torch and transformers first; after 60 s Ray would give up and start them again, for ever.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     # The workers import the files beside this one.
     ray.init(num_cpus=2, runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}})
     main().show()

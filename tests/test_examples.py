@@ -21,14 +21,16 @@ SECONDS = 200
 LINE = re.compile(r"^(\w+): (\S+)$", re.MULTILINE)
 
 
-def _run(name: str, *arguments: str, launcher: tuple[str, ...] = (), **environment: str) -> str:
+def _run(
+    name: str, *arguments: str, launcher: tuple[str, ...] = (), seconds: float = SECONDS, **environment: str
+) -> str:
     """Run an example and return what it printed; warnings of third parties are theirs."""
     done = subprocess.run(
         [sys.executable, *launcher, str(EXAMPLES / f"{name}.py"), *arguments],
         capture_output=True,
         text=True,
         check=False,
-        timeout=SECONDS,
+        timeout=seconds,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -105,9 +107,10 @@ def test_sft_resumes_with_A_frozen() -> None:
     _shows(facts, falls_to=0.85)
 
 
-@pytest.mark.optional  # starts a Ray cluster on this machine: a minute, and processes of Ray's own
+@pytest.mark.optional  # starts a Ray cluster on this machine: a minute and a half, and processes of Ray's own
+@pytest.mark.timeout(620)  # nearly all of it is imports, in five processes, beside another test
 def test_two_workers_of_ray_end_at_the_loss_of_one_process(plain: dict[str, Any]) -> None:
-    (facts,) = _facts(_run("ray_train", RAY_USAGE_STATS_ENABLED="0"))
+    (facts,) = _facts(_run("ray_train", seconds=600, RAY_USAGE_STATS_ENABLED="0"))
     _shows(facts)
     assert facts["last_loss"] == pytest.approx(plain["last_loss"], rel=1e-3)
 
