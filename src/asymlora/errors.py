@@ -31,6 +31,8 @@ the built-in exception that older code would catch.
     │   ├── UnwritableFolderError (PermissionError)
     │   └── DiskSpaceError
     ├── DivergedError (ArithmeticError)        the loss or a weight is no longer finite
+    ├── UnhealthyError (RuntimeError)          a strict run met its first verdict
+    ├── IdentityError (ArithmeticError)        numbers that are equal by algebra differ by more than rounding
     ├── LostProcessError (RuntimeError)        another process of the run has ended
     └── MissingPackageError (ImportError)      an optional package, or a package that ships a model or data
 """
@@ -147,6 +149,14 @@ class DiskSpaceError(RunFolderError):
 
 class DivergedError(AsymloraError, ArithmeticError):
     """The loss or a trained weight is no longer finite."""
+
+
+class IdentityError(AsymloraError, ArithmeticError):
+    """Numbers that are equal by algebra differ by more than rounding."""
+
+
+class UnhealthyError(AsymloraError, RuntimeError):
+    """A run that was to stop at the first verdict on its health met one."""
 
 
 class LostProcessError(AsymloraError, RuntimeError):
