@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from asymlora.report.tables import adapter_name, closing_table
+from asymlora.report.tables import adapter_name, closing_table, health_table
 from asymlora.spec import AdapterSpec
 
 RESULT: dict[str, Any] = {
@@ -122,3 +122,34 @@ def test_a_metrics_own_capitals_are_kept() -> None:
 
 def test_a_method_without_a_rank_is_named_without_one() -> None:
     assert _line(_printed(method="peft:ia3", lora_parameters=None), "PEFT's")[0] == "PEFT's ia3 and head"
+
+
+VERDICT = {
+    "name": "inefficient",
+    "says": "The smaller is 0.002 of the larger, at layer[0].query (1 of 36 sites).",
+    "means": "One of them hardly changes what the model says.",
+    "remedy": "Raise B's rate.",
+}
+
+
+def test_a_run_without_a_verdict_says_what_was_watched_in_one_line() -> None:
+    text = _printed(health=[], watched_sites=36, watched_steps=15)
+    assert text.splitlines()[-1].strip() == "Health: nothing to report (watched: 36 sites at 15 steps)"
+    alone = _printed(health=[], watched_sites=0, watched_steps=0)
+    assert "nothing to report on the head (watched: no factor)" in alone
+    assert "Health" not in _printed()  # a result of before
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_verdicts_are_listed_with_what_to_change_and_paths_are_no_markup(width: int) -> None:
+    text = _printed(width=width, health=[VERDICT, VERDICT], watched_sites=1, watched_steps=15)
+    words = " ".join(re.sub(r"[│┃]", " ", text).split())
+    assert "Health: 2 verdicts (watched: 1 site at 15 steps)" in words
+    assert "layer[0].query" in words
+    assert text.count("-> ") == 2
+    assert max(len(line) for line in text.splitlines()) <= width
+
+
+def test_one_verdict_is_one() -> None:
+    title = health_table({"health": [VERDICT], "watched_sites": 2, "watched_steps": 3}).title  # pyright: ignore[reportAttributeAccessIssue]
+    assert title == "Health: 1 verdict (watched: 2 sites at 3 steps)"

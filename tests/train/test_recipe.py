@@ -206,6 +206,7 @@ def test_numbers_out_of_range_are_listed_together(file: Any) -> None:
         *((name, 0) for name in ("steps", "batch_size", "gradient_accumulation", "evaluate_every", "keep_checkpoints")),
         *((name, value) for name in ("lr", "lr_A", "lr_B", "lr_head") for value in (0.0, -1e-3, float("nan"))),
         *((name, value) for name in ("weight_decay", "max_grad_norm") for value in (-0.1, float("nan"))),
+        ("dynamics_every", -1),
         ("warmup_fraction", -0.1),
         ("warmup_fraction", float("nan")),
         ("seed", -1),
@@ -223,6 +224,7 @@ def test_each_number_and_word_of_the_training_is_checked(field: str, value: Any)
 
 def test_edges_of_the_ranges_are_allowed() -> None:
     edges = TrainRecipe(steps=1, batch_size=1, warmup_fraction=0.0, weight_decay=0.0, max_grad_norm=0.0, seed=2**32 - 1)
+    assert TrainRecipe(dynamics_every=0).dynamics_every == 0
     assert (edges.steps, edges.warmup_fraction, edges.max_grad_norm) == (1, 0.0, 0.0)
 
 

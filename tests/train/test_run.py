@@ -72,7 +72,9 @@ def test_a_run_folder_holds_what_it_says(recipe: Recipe, tmp_path: Path) -> None
     folder = tmp_path / "run"
     assert sorted(f.name for f in folder.iterdir()) == [
         "adapter",
+        "dynamics.jsonl",
         "environment.json",
+        "health.json",
         "recipe.yaml",
         "records.jsonl",
         "result.json",

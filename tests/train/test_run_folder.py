@@ -441,3 +441,53 @@ def test_peak_memory_grows_with_what_a_process_holds() -> None:
     # 128 MiB, and as much again while the bytes are copied; in kilobytes it would be a thousandth.
     assert 2**27 * 0.9 < int(done.stdout) < 2**29
     assert (peak_bytes() or 0) > 2**24
+
+
+# --- rows of the factors, verdicts ---------------------------------------------------------------------------------
+
+
+def test_rows_of_the_factors_are_json_whatever_their_numbers_are(tmp_path: Path) -> None:
+    folder = RunFolder(path=_unfinished(tmp_path / "run"))
+    assert folder.dynamics() == []
+    folder.record_dynamics([{"step": 1, "Z_A": float("nan"), "grad_A": None, "values": [1.0, float("-inf")]}])
+    folder.record_dynamics([{"step": 2, "Z_A": 0.5}, {"step": 2, "Z_A": 1.5}])
+    assert folder.dynamics() == [
+        {"step": 1, "Z_A": None, "grad_A": None, "values": [1.0, None]},
+        {"step": 2, "Z_A": 0.5},
+        {"step": 2, "Z_A": 1.5},
+    ]
+    with (folder.path / "dynamics.jsonl").open("a") as file:
+        file.write('{"step": 3, "Z_')  # torn by a full disk
+    assert [row["step"] for row in folder.dynamics()] == [1, 2, 2]
+
+
+def test_rows_of_the_factors_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    folder = RunFolder(path=_unfinished(tmp_path / "run"))
+    folder.forget_after(4)
+    assert not (folder.path / "dynamics.jsonl").exists()
+    folder.record_dynamics([{"step": step} for step in (1, 4, 5, 8)])
+    folder.forget_after(4)
+    assert [row["step"] for row in folder.dynamics()] == [1, 4]
+    folder.forget_after(-1)
+    assert folder.dynamics() == []
+
+
+def test_verdicts_are_written_whole_and_by_the_first_process_alone(tmp_path: Path) -> None:
+    path = _unfinished(tmp_path / "run")
+    others = RunFolder(path=path, writes=False)
+    others.write_health({"verdicts": []})
+    others.record_dynamics([{"step": 1}])
+    assert not (path / "health.json").exists()
+    assert not (path / "dynamics.jsonl").exists()
+    RunFolder(path=path).write_health({"verdicts": [{"name": "B_zero"}]})
+    assert json.loads((path / "health.json").read_text()) == {"verdicts": [{"name": "B_zero"}]}
+    assert not [file for file in path.iterdir() if file.name.startswith(".incomplete")]
+
+
+def test_a_run_from_before_the_rows_of_the_factors_is_gone_on_with(tmp_path: Path) -> None:
+    path = _unfinished(tmp_path / "run")
+    stored = (path / "recipe.yaml").read_text()
+    (path / "recipe.yaml").write_text("".join(x for x in stored.splitlines(True) if "dynamics_every" not in x))
+    require_same_recipe(path, RECIPE)
+    with pytest.raises(SpecError, match=r"train\.dynamics_every: 20 / 5"):
+        require_same_recipe(path, Recipe(train=TrainRecipe(steps=3, dynamics_every=5)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -45,7 +45,33 @@ def closing_table(result: Mapping[str, Any], adapter: Mapping[str, Any]) -> Grou
     parts: list[Any] = [_quality(result, adapter)]
     parts += [table for table in (_further(result),) if table.row_count]
     parts.append(_cost(result))
+    if "health" in result:  # a run of before has none
+        parts.append(health_table(result))
     return Group(*[piece for part in parts for piece in (part, Text())][:-1])
+
+
+def health_table(result: Mapping[str, Any]) -> Table | Text:
+    """Return the verdicts on the factors and heads of a run, or the one line that there is none.
+
+    Args:
+        result: Content of ``result.json``: ``health``, ``watched_sites``, ``watched_steps``.
+
+    Returns:
+        Something that rich prints. Paths of sites are the user's, and no markup.
+    """
+    found: Sequence[Mapping[str, Any]] = result["health"]
+    sites, steps = result["watched_sites"], result["watched_steps"]
+    seen = f"{sites:,} {'site' if sites == 1 else 'sites'} at {steps:,} steps" if sites else "no factor"
+    if not found:
+        nothing = "nothing to report" if sites else "nothing to report on the head"
+        return Text(f"Health: {nothing} (watched: {seen})")
+    count = f"{len(found)} {'verdict' if len(found) == 1 else 'verdicts'}"
+    table = Table(title=f"Health: {count} (watched: {seen})", title_justify="left", show_header=False, show_lines=True)
+    table.add_column("verdict", style="bold", no_wrap=True)
+    table.add_column("what was seen, what it means, what to change")
+    for verdict in found:
+        table.add_row(Text(verdict["name"]), Text(f"{verdict['says']} {verdict['means']}\n-> {verdict['remedy']}"))
+    return table
 
 
 def adapter_name(adapter: Mapping[str, Any]) -> str:

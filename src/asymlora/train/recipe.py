@@ -45,6 +45,8 @@ class TrainRecipe:
         evaluate_every: Steps between two scores on the validation part, each with a checkpoint.
         patience: Stop after this many scores in a row without a better one; None: go on to the last step.
         keep_checkpoints: Checkpoints kept while the run goes on, besides the best; at least 1.
+        dynamics_every: Steps between two measurements of what ``A`` and ``B`` do, besides the first three; more where
+            that would give over 20,000 rows in a run. 0: none, and no verdicts on them.
         report_to: Trackers that transformers knows: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio`` and others.
         memory_check: Refuse to start where a step needs more memory than is free.
         seed: Seed of the head, the order of the rows and the dropout.
@@ -71,6 +73,7 @@ class TrainRecipe:
     evaluate_every: int = 50
     patience: int | None = None
     keep_checkpoints: int = 1
+    dynamics_every: int = 20
     report_to: tuple[str, ...] = ()
     memory_check: bool = True
     seed: int = 0
@@ -91,7 +94,7 @@ class TrainRecipe:
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
                 problems.append(f"train.{name}={rate} must be a number above 0")
-        for name in ("weight_decay", "max_grad_norm"):
+        for name in ("weight_decay", "max_grad_norm", "dynamics_every"):
             if not getattr(self, name) >= 0:
                 problems.append(f"train.{name}={getattr(self, name)} must be at least 0")
         if not 0 <= self.seed < 2**32:  # NumPy's range

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from asymlora.tasks.task import Prepared
 from asymlora.train import processes
 from asymlora.train.baseline import Baseline, measure_baseline, stored_baseline
 from asymlora.train.callbacks import Observer, Silent
+from asymlora.train.health_watch import HealthWatch
 from asymlora.train.methods import METHODS, Method
 from asymlora.train.optimizers import optimizer_class
 from asymlora.train.paired_gain import paired_gain
@@ -68,6 +70,9 @@ class RunResult:
         total_seconds: Seconds of the whole command.
         peak_memory_bytes: Largest resident memory of the process, or None where it cannot be told.
         resumed: Whether the run was interrupted and gone on with.
+        health: The verdicts on the factors and heads, each as `asymlora.diagnostics.health.Verdict` names its parts.
+        watched_sites: Sites whose factors were measured.
+        watched_steps: Steps at which they were.
     """
 
     folder: str
@@ -101,6 +106,9 @@ class RunResult:
     total_seconds: float
     peak_memory_bytes: int | None
     resumed: bool
+    health: tuple[dict[str, Any], ...]
+    watched_sites: int
+    watched_steps: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; the folder is left out, as it may move."""
@@ -117,6 +125,7 @@ class _Run:
     folder: RunFolder
     watcher: Observer
     full_parameters: int
+    strict: bool
 
 
 def finetune(
@@ -126,6 +135,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     observer: Observer | None = None,
+    strict: bool = False,
 ) -> RunResult:
     """Fine-tune a pretrained model and measure what it bought.
 
@@ -139,6 +149,8 @@ def finetune(
         resume: Go on with the unfinished run in the folder, to the same weights as without the interruption.
         overwrite: Replace the run in the folder.
         observer: Who is told how it goes on.
+        strict: Stop at the first verdict on the health of factors and heads (`UnhealthyError`); what is stopped can be
+            resumed.
 
     Returns:
         The closing figures; they also stand in ``result.json``.
@@ -153,7 +165,7 @@ def finetune(
     method = METHODS[recipe.method]
     method.refuse_unused(recipe)
     optimizer_class(recipe.train.optimizer, recipe.train.optimizer_options)
-    refuse_unavailable(recipe)
+    refuse_unavailable(recipe, strict=strict)
     claimed = processes.on_first(lambda: _claim(recipe, output, resume=resume, overwrite=overwrite))
     folder = replace(claimed, writes=processes.is_first())
     watcher.stage(f"Reading {recipe.data.name} and {label_of(recipe.model.name)}")
@@ -171,6 +183,7 @@ def finetune(
         folder=folder,
         watcher=watcher,
         full_parameters=full,
+        strict=strict,
     )
     with ExitStack() as held, processes.loss_of_a_process_said(_how_to_resume(folder)):
         processes.on_first(lambda: _begin(held, run))
@@ -209,6 +222,10 @@ def _run(run: _Run, *, started: float) -> RunResult:
     for note in (*prepared.notes, *run.method.notes(recipe)):
         watcher.stage(note)
     trainer, recorder = make_trainer(recipe, prepared, run.method, run.network, folder=folder, watcher=watcher)
+    watch = HealthWatch(recipe, prepared, method=run.method, network=run.network, folder=folder, strict=run.strict)
+    watch.add_to(trainer)
+    if watch.note:
+        watcher.stage(watch.note)
     baseline = _baseline(run, trainer, fresh=checkpoint is None)
     watcher.stage(f"Training {recipe.train.steps} steps" + (f" from {checkpoint.name}" if checkpoint else ""))
     if checkpoint and has_ended(checkpoint, steps=recipe.train.steps):
@@ -227,6 +244,7 @@ def _run(run: _Run, *, started: float) -> RunResult:
         trainer,
         baseline,
         after=after,
+        health=watch.close(),
         train_seconds=round(train_seconds, 3),
         samples_per_second=recorder.samples_per_second(recipe.train.batch_size * recipe.train.gradient_accumulation),
         total_seconds=round(time.monotonic() - started, 3),
@@ -292,7 +310,9 @@ def _refuse_diverged(metrics: dict[str, float], recipe: Recipe) -> None:
         )
 
 
-def _result(run: _Run, trainer: AdapterTrainer, baseline: Baseline, *, after: _After, **timings: Any) -> RunResult:
+def _result(
+    run: _Run, trainer: AdapterTrainer, baseline: Baseline, *, after: _After, health: Mapping[str, Any], **timings: Any
+) -> RunResult:
     prepared, scoring, network = run.prepared, run.prepared.scoring, run.network
     before = np.array(baseline.evidence if baseline.before is None else baseline.before)
     sign = 1 if scoring.greater_is_better else -1
@@ -343,6 +363,9 @@ def _result(run: _Run, trainer: AdapterTrainer, baseline: Baseline, *, after: _A
         baseline_seconds=round(baseline.seconds, 3),
         peak_memory_bytes=peak_bytes(),
         resumed=run.folder.resumes,
+        health=tuple(health["verdicts"]),
+        watched_sites=health["sites"],
+        watched_steps=health["steps"],
         **timings,
     )
 

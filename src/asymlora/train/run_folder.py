@@ -1,4 +1,6 @@
-"""A run on disk: ``recipe.yaml``, ``environment.json``, ``records.jsonl``, ``result.json``, ``adapter/``.
+"""A run on disk: ``recipe.yaml``, ``environment.json``, ``result.json``, ``adapter/``, and rows of measurements.
+
+``records.jsonl`` tells of the loss and the scores, ``dynamics.jsonl`` of each factor, ``health.json`` of what is wrong.
 
 While it trains it also holds ``checkpoints/``. A folder with a recipe and no result is a run that can be resumed.
 """
@@ -7,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,10 +35,12 @@ from asymlora.errors import (
 from asymlora.train.recipe import Recipe, differing_keys, read_yaml
 
 RUNS = Path("runs")
-RECIPE, ENVIRONMENT, RECORDS, RESULT, ADAPTER, CHECKPOINTS = (
+RECIPE, ENVIRONMENT, RECORDS, DYNAMICS, HEALTH, RESULT, ADAPTER, CHECKPOINTS = (
     "recipe.yaml",
     "environment.json",
     "records.jsonl",
+    "dynamics.jsonl",
+    "health.json",
     "result.json",
     "adapter",
     "checkpoints",
@@ -113,18 +118,32 @@ class RunFolder:
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Append one row to the records, in one write."""
+        self._append(RECORDS, [row])
+
+    def record_dynamics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append the rows of one measured step, in one write; what is not finite becomes null."""
+        self._append(DYNAMICS, [{key: _finite(value) for key, value in row.items()} for row in rows])
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         if not self.writes:
             return
-        line = json.dumps(row, allow_nan=False) + "\n"
-        handle = os.open(self.path / RECORDS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        handle = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(handle, line.encode())
+            os.write(handle, lines.encode())
         finally:
             os.close(handle)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the rows recorded so far; a torn last line is left out."""
-        file = self.path / RECORDS
+        return self._rows(RECORDS)
+
+    def dynamics(self) -> list[dict[str, Any]]:
+        """Return the rows of each factor so far; a torn last line is left out."""
+        return self._rows(DYNAMICS)
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        file = self.path / name
         rows: list[dict[str, Any]] = []
         for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
             with contextlib.suppress(json.JSONDecodeError):
@@ -137,6 +156,14 @@ class RunFolder:
             return
         kept = [row for row in self.records() if row["step"] <= step and (row["split"] != "test" or row["step"] == 0)]
         write_file(self.path / RECORDS, "".join(json.dumps(row) + "\n" for row in kept))
+        measured = [row for row in self.dynamics() if row["step"] <= step]
+        if (self.path / DYNAMICS).exists():
+            write_file(self.path / DYNAMICS, "".join(json.dumps(row) + "\n" for row in measured))
+
+    def write_health(self, health: Mapping[str, Any]) -> None:
+        """Write the verdicts, whole."""
+        if self.writes:
+            write_file(self.path / HEALTH, json.dumps(health, indent=2, allow_nan=False) + "\n")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, which makes the run a finished one, and remove its checkpoints."""
@@ -271,6 +298,13 @@ def peak_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN and no infinity.
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _new_path() -> Path:

@@ -41,14 +41,16 @@ SCORED_TOGETHER = 64
 TENSORBOARD = "tensorboard"
 
 
-def refuse_unavailable(recipe: Recipe) -> None:
+def refuse_unavailable(recipe: Recipe, *, strict: bool = False) -> None:
     """Refuse sharding and trackers that this machine does not have, before anything is read or replaced.
 
     Args:
         recipe: The run.
+        strict: Whether it is to stop at the first verdict.
 
     Raises:
-        SpecError: Sharding is asked for without an accelerator, or of another method than an adapter.
+        SpecError: Sharding is asked for without an accelerator, or of another method than an adapter; or a strict run
+            would measure nothing.
         UnknownNameError: There is no such tracker; the names are listed.
         MissingPackageError: A tracker's package is not installed.
     """
@@ -60,6 +62,11 @@ def refuse_unavailable(recipe: Recipe) -> None:
             )
         if recipe.method != "adapter":
             raise SpecError(f"train.sharding=fsdp takes method=adapter; method={recipe.method!r} runs under DDP.")
+    if strict and (recipe.train.dynamics_every == 0 or recipe.train.sharding == "fsdp"):
+        raise SpecError(
+            "strict stops at the first verdict on the factors, and this run measures none: train.dynamics_every must be"
+            " at least 1 (20 is the default) and train.sharding none. Change that, or leave out --strict."
+        )
     known, here = sorted(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
     for name in recipe.train.report_to:
         if name not in known:
