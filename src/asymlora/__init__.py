@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     )
     from asymlora.checkpoint import save_adapter
     from asymlora.converting import convert_adapter
+    from asymlora.diagnostics.adapter_pairs import compare_adapters
+    from asymlora.diagnostics.adapter_records import adapter_records
+    from asymlora.diagnostics.dynamics import FeatureDynamics
     from asymlora.factor_spec import FactorSpec
     from asymlora.gradient_correction import GradientCorrection, correct_gradients
     from asymlora.merging import MergeError, merge, merge_errors, merged
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from asymlora.peft_sites import sites
     from asymlora.site_view import Site
     from asymlora.spec import AdapterSpec
+    from asymlora.train.dynamics_callback import DynamicsCallback
     from asymlora.train.recipe import Recipe
     from asymlora.train.run import RunResult, finetune
 
@@ -70,6 +74,11 @@ _HOME = {
     "save_adapter": "checkpoint",
     "load_adapter": "attaching",
     "convert_adapter": "converting",
+    # what the factors do
+    "FeatureDynamics": "diagnostics.dynamics",
+    "adapter_records": "diagnostics.adapter_records",
+    "compare_adapters": "diagnostics.adapter_pairs",
+    "DynamicsCallback": "train.dynamics_callback",
     # whole runs
     "Recipe": "train.recipe",
     "RunResult": "train.run",
@@ -78,14 +87,18 @@ _HOME = {
 
 __all__ = [
     "AdapterSpec",
+    "DynamicsCallback",
     "FactorSpec",
+    "FeatureDynamics",
     "GradientCorrection",
     "MergeError",
     "Recipe",
     "RunResult",
     "Site",
     "SpeedUp",
+    "adapter_records",
     "attach",
+    "compare_adapters",
     "convert_adapter",
     "correct_gradients",
     "detach",

@@ -10,7 +10,12 @@ from torch import Tensor
 from asymlora.diagnostics.similarity import (
     A_similarity,
     B_similarity,
+    angles_between,
+    balanced_factors,
+    chance_cka,
     chance_similarity,
+    column_basis,
+    linear_cka,
     principal_angles,
     subspace_similarity,
 )
@@ -165,3 +170,107 @@ def test_numbers_out_of_range_are_refused() -> None:
     for rank, width, other in ((0, 4, None), (5, 4, None), (2, 4, 5)):
         with pytest.raises(SpecError, match="do not fit width=4"):
             chance_similarity(rank, width, other)
+
+
+def test_bases_that_are_known_give_the_angles_of_the_matrices() -> None:
+    first, second = _pair()
+    angles = angles_between(column_basis(first), column_basis(second))
+    assert torch.equal(angles, principal_angles(first, second))
+    basis = column_basis(torch.cat([first, first], dim=1))
+    assert basis.shape == (WIDTH, 5)
+    assert torch.allclose(basis.T @ basis, torch.eye(5, dtype=FLOAT), atol=1e-13)
+    assert torch.allclose(basis @ (basis.T @ first), first, atol=1e-12)
+    assert column_basis(torch.zeros(WIDTH, 3)).shape == (WIDTH, 0)
+
+
+# CKA -----------------------------------------------------------------------------------------------------------------
+
+
+def test_cka_is_the_cosine_of_the_two_gram_matrices() -> None:
+    # <X X^T, Y Y^T> / (|X X^T| |Y Y^T|): the same number by the d x d matrices that the formula avoids.
+    for seed in range(5):
+        first, second = _pair(seed=seed)
+        one, other = first @ first.T, second @ second.T
+        cosine = ((one * other).sum() / (one.norm() * other.norm())).item()
+        assert linear_cka(first, second) == pytest.approx(cosine, abs=1e-13)
+        assert linear_cka(first, second) == pytest.approx(linear_cka(second, first), abs=1e-14)
+        assert linear_cka(first, first) == pytest.approx(1.0, abs=1e-13)
+
+
+def test_cka_of_the_columns_survives_rotation_and_scale_and_no_other_mixing() -> None:
+    first, second = _pair()
+    plain = linear_cka(first, second)
+    turn = frame(5, 5, torch.Generator().manual_seed(3))
+    assert linear_cka(-7.0 * first @ turn, 0.1 * second) == pytest.approx(plain, abs=1e-13)
+    assert abs(linear_cka(first @ gaussian(5, 5, seed=4), second) - plain) > 1e-3
+    # Orthonormal columns leave nothing to weigh: there it is the mean squared cosine times min over geometric mean.
+    equal = linear_cka(column_basis(first), column_basis(second))
+    assert equal == pytest.approx(subspace_similarity(first, second) * 3 / math.sqrt(15), abs=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_mixing_of_an_adapter_changes_any_similarity_of_its_factors(seed: int) -> None:
+    # Z10: 1e-8, for random invertible C on either side.
+    A, B, other_A, other_B = (
+        gaussian(*shape, seed=10 * seed + i) for i, shape in enumerate([(4, 30), (20, 4), (3, 30), (20, 3)])
+    )
+    mixing, other = gaussian(4, 4, seed=seed + 100), gaussian(3, 3, seed=seed + 200)
+    plain = balanced_factors(A, B), balanced_factors(other_A, other_B)
+    mixed = (
+        balanced_factors(torch.linalg.solve(mixing, A), B @ mixing),
+        balanced_factors(torch.linalg.solve(other, other_A), other_B @ other),
+    )
+    for side in (0, 1):
+        assert abs(linear_cka(mixed[0][side], mixed[1][side]) - linear_cka(plain[0][side], plain[1][side])) <= 1e-8
+        assert abs(chance_cka(mixed[0][side], mixed[1][side]) - chance_cka(plain[0][side], plain[1][side])) <= 1e-8
+    assert abs(A_similarity(torch.linalg.solve(mixing, A), other_A) - A_similarity(A, other_A)) <= 1e-8
+    angles = principal_angles(B @ mixing, other_B) - principal_angles(B, other_B)
+    assert angles.abs().max() <= 1e-8
+    # The factors themselves, unbalanced, do change.
+    assert abs(linear_cka((B @ mixing), other_B) - linear_cka(B, other_B)) > 1e-3
+
+
+def test_balanced_factors_are_factors_of_the_product_with_equal_gram_matrices() -> None:
+    A, B = gaussian(4, 30, seed=0), gaussian(20, 4, seed=1)
+    down, up = balanced_factors(A, B)
+    assert torch.allclose(up @ down.T, B @ A, atol=1e-12)
+    spectrum = torch.diag(torch.linalg.svdvals(B @ A)[:4])
+    assert torch.allclose(down.T @ down, spectrum, atol=1e-12)
+    assert torch.allclose(up.T @ up, spectrum, atol=1e-12)
+
+
+def test_cka_of_unrelated_directions_is_at_chance_whatever_the_spectra() -> None:
+    # Within 4 standard errors of 400 draws: a false alarm in one of 16,000 runs.
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([5.0, 2.0, 1.0, 0.1], dtype=FLOAT), torch.tensor([3.0, 3.0], dtype=FLOAT)
+    draws = [[frame(WIDTH, len(size), generator) * size for size in sizes] for _ in range(400)]
+    found = torch.tensor([linear_cka(*draw) for draw in draws], dtype=FLOAT)
+    participation = [(size.square().sum() ** 2 / (size**4).sum()).item() for size in sizes]
+    wanted = math.sqrt(participation[0] * participation[1]) / WIDTH
+    error = found.std().item() / 20
+    assert abs(found.mean().item() - wanted) <= 4 * error
+    assert error < 0.1 * wanted
+    assert chance_cka(*draws[0]) == pytest.approx(wanted, rel=1e-12)
+    # The chance level of CCA, which weighs directions alike, is another.
+    assert abs(found.mean().item() - chance_similarity(4, WIDTH, 2)) > 4 * error
+
+
+def test_cka_counts_dependent_columns_and_a_zero_matrix_has_none() -> None:
+    first, second = _pair()
+    zero = torch.zeros(WIDTH, 3, dtype=FLOAT)
+    assert linear_cka(torch.cat([first, zero], dim=1), second) == pytest.approx(linear_cka(first, second), abs=1e-14)
+    for pair in ((zero, first), (first, zero), (zero, zero), (torch.zeros(WIDTH, 0, dtype=FLOAT), first)):
+        assert math.isnan(linear_cka(*pair))
+        assert math.isnan(chance_cka(*pair))
+    down, up = balanced_factors(gaussian(4, 30, seed=0), torch.zeros(20, 4))
+    assert not down.any()
+    assert not up.any()
+
+
+@pytest.mark.parametrize("function", [linear_cka, chance_cka])
+def test_cka_refuses_what_cannot_be_compared(function: object) -> None:
+    assert callable(function)
+    with pytest.raises(SpecError, match=r"shapes \(3, 2\) and \(4, 2\)"):
+        function(torch.ones(3, 2), torch.ones(4, 2))
+    with pytest.raises(SpecError, match="NaN or infinity"):
+        function(torch.full((3, 2), math.inf), torch.ones(3, 2))

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from asymlora.diagnostics.product_spectrum import finite_float64, product_svd, rounding_tolerance
 from asymlora.errors import SpecError
 
 
@@ -74,7 +75,20 @@ def principal_angles(first: Tensor, second: Tensor, *, tolerance: float | None =
     Source:
         Bjoerck and Golub, 1973: cosines for large angles, sines for small ones.
     """
-    wide, narrow = sorted(_bases(first, second, tolerance), key=lambda basis: -basis.shape[1])
+    return angles_between(*_bases(first, second, tolerance))
+
+
+def angles_between(first: Tensor, second: Tensor) -> Tensor:
+    """Return what `principal_angles` does, of spaces whose bases are known.
+
+    Args:
+        first: Orthonormal columns, shape ``(d, k1)``, float64.
+        second: Orthonormal columns, shape ``(d, k2)``, float64.
+
+    Returns:
+        Angles in radians, smallest first, shape ``(min(k1, k2),)``.
+    """
+    wide, narrow = sorted((first, second), key=lambda basis: -basis.shape[1])
     if not narrow.shape[1]:
         return torch.zeros(0, dtype=torch.float64, device=wide.device)
     cosines = torch.linalg.svdvals(wide.mT @ narrow).clamp(max=1.0)
@@ -158,8 +172,102 @@ def chance_similarity(rank: int, width: int, other_rank: int | None = None) -> f
     return larger / width
 
 
-def _bases(first: Tensor, second: Tensor, tolerance: float | None) -> tuple[Tensor, Tensor]:
-    """Return orthonormal bases of both column spaces, in float64.
+def linear_cka(first: Tensor, second: Tensor) -> float:
+    r"""Return the linear CKA of two sets of columns, without centring.
+
+    .. math:: ||Y^\top X||_F^2 / (||X^\top X||_F ||Y^\top Y||_F)
+
+    It does not change under a rotation of the columns or a common factor, and does under other mixings of them. To
+    compare adapters, give it `balanced_factors`, which no mixing of an adapter changes.
+
+    Args:
+        first: First matrix, shape ``(d, r1)``.
+        second: Second matrix, shape ``(d, r2)``.
+
+    Returns:
+        A fraction in [0, 1]; NaN if a matrix is all zero. Its level by chance is `chance_cka`.
+
+    Raises:
+        SpecError: The matrices have other heights, are not floating or hold NaN or infinity.
+
+    Example:
+        >>> plane = torch.eye(4)[:, :2]
+        >>> round(linear_cka(plane, 3 * plane.flip(-1)), 6), round(linear_cka(plane, torch.eye(4)[:, 1:3]), 6)
+        (1.0, 0.5)
+
+    Source:
+        Kornblith et al., 2019, "Similarity of Neural Network Representations Revisited", Eq. 5 and App. on linear CKA
+        (recalled). There rows are samples, and columns are centred over them; the rows of a weight are coordinates,
+        no sample, and taking their mean off would change the subspace that is compared. So nothing is centred.
+    """
+    left, right = _checked_pair(first, second)
+    size = _gram_norm(left) * _gram_norm(right)
+    return min((right.mT @ left).square().sum().item() / size, 1.0) if size else math.nan
+
+
+def balanced_factors(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factors of ``B A`` that share its singular values evenly: those of its column and of its row space.
+
+    Each direction has the size of the root of its singular value, so a similarity of them weighs a direction by how
+    much the adapter uses it. They depend on the product alone, so no mixing ``B C``, ``C^-1 A`` changes them (but for
+    signs, and for rotations among equal singular values).
+
+    Args:
+        A: Down factor, shape ``(rank, in)``.
+        B: Up factor, shape ``(out, rank)``.
+
+    Returns:
+        ``V sqrt(S)``, shape ``(in, k)``, for ``A``; ``U sqrt(S)``, shape ``(out, k)``, for ``B``; float64.
+
+    Raises:
+        SpecError: The factors do not fit each other, are not floating, or hold NaN or infinity.
+
+    Example:
+        >>> down, up = balanced_factors(torch.tensor([[0.0, 4.0]]), torch.tensor([[1.0]]))
+        >>> down.abs().T, up.abs()
+        (tensor([[0., 2.]], dtype=torch.float64), tensor([[2.]], dtype=torch.float64))
+    """
+    found = product_svd(A, B)
+    size = found.values.sqrt()
+    return found.right * size, found.left * size
+
+
+def chance_cka(first: Tensor, second: Tensor) -> float:
+    r"""Return the mean linear CKA of two matrices with these singular values in independent uniform directions.
+
+    .. math:: \sqrt{\mathrm{PR}_X \mathrm{PR}_Y} / d, \quad
+        \mathrm{PR} = (\textstyle\sum_i \sigma_i^2)^2 / \sum_i \sigma_i^4
+
+    Args:
+        first: First matrix, shape ``(d, r1)``; only its singular values matter.
+        second: Second matrix, shape ``(d, r2)``.
+
+    Returns:
+        A fraction; NaN if a matrix is all zero. Equal singular values give ``sqrt(r1 r2) / d``.
+
+    Raises:
+        SpecError: As for `linear_cka`.
+
+    Example:
+        >>> round(chance_cka(torch.eye(8)[:, :2], torch.eye(8)[:, :2]), 6)
+        0.25
+
+    Source:
+        Derived here: with ``X = U diag(sigma)`` and one frame uniform, ``E (u_i . v_j)^2 = 1/d``, so the expected
+        numerator of `linear_cka` is ``||X||_F^2 ||Y||_F^2 / d``, and its denominator does not depend on directions.
+    """
+    left, right = _checked_pair(first, second)
+    size = _gram_norm(left) * _gram_norm(right)
+    energy = left.square().sum().item() * right.square().sum().item()
+    return energy / size / left.shape[0] if size else math.nan
+
+
+def _gram_norm(matrix: Tensor) -> float:
+    return torch.linalg.matrix_norm(matrix.mT @ matrix).item()
+
+
+def _checked_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both matrices in float64.
 
     Raises:
         SpecError: As for `subspace_similarity`.
@@ -169,25 +277,34 @@ def _bases(first: Tensor, second: Tensor, tolerance: float | None) -> tuple[Tens
             f"Matrices of shapes {tuple(first.shape)} and {tuple(second.shape)} span no subspaces of one space. Give"
             " matrices with the same number of rows: (d, r1) and (d, r2); factors of the same layer."
         )
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise SpecError(f"tolerance={tolerance} is no fraction of the largest singular value. Give one in [0, 1).")
-    return _basis(first, tolerance), _basis(second, tolerance)
+    return finite_float64(first), finite_float64(second)
 
 
-def _basis(matrix: Tensor, tolerance: float | None) -> Tensor:
-    """Return the left singular vectors whose singular values are more than rounding.
+def _bases(first: Tensor, second: Tensor, tolerance: float | None) -> tuple[Tensor, Tensor]:
+    """Return orthonormal bases of both column spaces, in float64.
 
     Raises:
-        SpecError: The matrix is not floating, or not finite.
+        SpecError: As for `subspace_similarity`.
     """
-    if not matrix.is_floating_point() or not torch.isfinite(matrix).all():
-        raise SpecError(
-            f"A {matrix.dtype} matrix of shape {tuple(matrix.shape)} is not floating, or holds NaN or infinity. Give"
-            " finite floating entries."
-        )
-    vectors, values, _ = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
-    if tolerance is None:
-        eps = torch.finfo(matrix.dtype).eps
-        # Entries that are only stored in a half precision are off by random rounding, which grows with the root.
-        tolerance = eps * (max(matrix.shape) if eps < 1e-6 else math.sqrt(min(matrix.shape)))
-    return vectors[:, values > tolerance * values.max()] if values.numel() else vectors
+    _checked_pair(first, second)
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise SpecError(f"tolerance={tolerance} is no fraction of the largest singular value. Give one in [0, 1).")
+    return column_basis(first, tolerance=tolerance), column_basis(second, tolerance=tolerance)
+
+
+def column_basis(matrix: Tensor, *, tolerance: float | None = None) -> Tensor:
+    """Return an orthonormal basis of a column space: the left singular vectors that are more than rounding.
+
+    Args:
+        matrix: Shape ``(d, r)``.
+        tolerance: As for `subspace_similarity`.
+
+    Returns:
+        Columns, shape ``(d, k)``, float64; none if the matrix is all zero.
+
+    Raises:
+        SpecError: The matrix is not floating, or holds NaN or infinity.
+    """
+    fraction = rounding_tolerance(matrix) if tolerance is None else tolerance
+    vectors, values, _ = torch.linalg.svd(finite_float64(matrix), full_matrices=False)
+    return vectors[:, values > fraction * values.max()] if values.numel() else vectors
