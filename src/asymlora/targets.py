@@ -92,7 +92,7 @@ def match_targets(model: nn.Module, spec: AdapterSpec, saved: Sequence[str]) -> 
         AttachError: A target is a layer that cannot take an adapter, is used in several places, or has no weight yet.
     """
     _refuse_lazy(model, spec)
-    possible = _adaptable(model, saved)
+    possible = adaptable(model, saved)
     if spec.targets == ALL_LINEAR:
         chosen = {n: m for n, m in possible.items() if kind_of(m) is LinearAdapter and not _is_head(model, n)}
         missing = () if chosen else (ALL_LINEAR,)
@@ -178,7 +178,16 @@ def _refuse_unmatched_patterns(spec: AdapterSpec, chosen: Mapping[str, nn.Module
         )
 
 
-def _adaptable(model: nn.Module, saved: Sequence[str]) -> dict[str, nn.Module]:
+def adaptable(model: nn.Module, saved: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Return every layer of a kind that can take an adapter, by path; that a very layer cannot is asked later.
+
+    Args:
+        model: The model.
+        saved: Paths of the modules trained in full; their inside takes no adapter.
+
+    Returns:
+        Layers in the model's order.
+    """
     deaf = {id(m) for owner in model.modules() if isinstance(owner, _READS_WEIGHTS) for m in owner.modules()}
     return {
         name: module

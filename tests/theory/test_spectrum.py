@@ -219,6 +219,35 @@ def test_bad_activations_are_refused_and_change_nothing(x: Tensor, mask: Tensor 
     assert moment.count == 0
 
 
+@CENTRED
+def test_principal_directions_are_those_of_the_moment(centred: bool) -> None:
+    x = _rows()
+    variances, directions = _of(x, sketch=0).principal(centred=centred)
+    values, vectors = torch.linalg.eigh(_dense(x, centred))
+    assert torch.allclose(variances, values.flip(0), rtol=1e-9)
+    # Up to sign; the gaps of this spectrum are wide against rounding.
+    assert torch.allclose((directions.mT @ vectors.flip(1)).abs(), torch.eye(WIDTH, dtype=FLOAT), atol=1e-6)
+
+
+@CENTRED
+def test_principal_directions_of_a_sketch_are_those_of_its_approximation(centred: bool) -> None:
+    moment = _of(_rows(), sketch=16)
+    variances, directions = moment.principal(centred=centred)
+    assert torch.allclose(variances, moment.eigenvalues(centred=centred)[: len(variances)], rtol=1e-12)
+    assert torch.allclose(directions.mT @ directions, torch.eye(len(variances), dtype=FLOAT), atol=1e-12)
+    # A moment of few dimensions is sketched exactly.
+    few = gaussian(100, 5, seed=0) @ frame(WIDTH, 5, torch.Generator().manual_seed(0)).mT
+    variances, directions = _of(few, sketch=16).principal()
+    assert len(variances) == 5
+    assert torch.allclose((directions * variances) @ directions.mT, _dense(few, False), atol=1e-10)
+
+
+@KINDS
+def test_rows_of_zeros_have_no_directions(sketch: int) -> None:
+    with pytest.raises(SpecError, match="all zero"):
+        _of(torch.zeros(3, WIDTH), sketch=sketch).principal()
+
+
 def test_reading_before_there_is_anything_to_read_is_refused() -> None:
     moment = InputMoment(4)
     for read in (moment.trace, moment.matrix, moment.eigenvalues, moment.participation_ratio):

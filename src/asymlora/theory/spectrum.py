@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from asymlora.errors import SpecError
-from asymlora.theory.covariance import symmetric
+from asymlora.theory.covariance import eigen, symmetric
 
 EXACT_WIDTH = 2048
 """Widest input whose ``d x d`` moment is kept whole by default (32 MiB)."""
@@ -172,6 +172,33 @@ class InputMoment:
         found = torch.linalg.svdvals(root).square()
         return torch.nn.functional.pad(found, (0, self.sketch - len(found)))
 
+    def principal(self, *, centred: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the variances with their directions, largest first.
+
+        Args:
+            centred: Of the covariance instead of the second moment.
+
+        Returns:
+            Variances, shape ``(k,)``, and orthonormal directions, shape ``(d, k)``, float64, for the ``k`` directions
+            whose variance is more than rounding; of a sketch those of its approximation.
+
+        Raises:
+            SpecError: No row has been seen, or all rows are zero (equal, if centred).
+
+        Example:
+            >>> moment = InputMoment(2)
+            >>> moment.update(torch.tensor([[0.0, 2.0]]))
+            >>> [part.abs().tolist() for part in moment.principal()]
+            [[4.0], [[0.0], [1.0]]]
+        """
+        self._positive_trace(centred)
+        if self._omega is None:
+            return eigen(self.matrix(centred=centred))
+        root = _nystroem_root(self._product(centred), self._omega)
+        directions, values, _ = torch.linalg.svd(root, full_matrices=False)
+        kept = values > max(root.shape) * torch.finfo(root.dtype).eps * values.max()
+        return values[kept].square(), directions[:, kept]
+
     def missed_trace(self, *, centred: bool = False) -> float:
         """Return which fraction of the trace the eigenvalues do not add up to: 0 without a sketch.
 
@@ -203,15 +230,18 @@ class InputMoment:
         Raises:
             SpecError: No row has been seen, or all rows are zero (equal, if centred).
         """
+        product = self._product(centred) / self._positive_trace(centred)
+        squared = product.square().sum() if self._omega is None else _squared_norm(product, self._omega)
+        return min(max(1.0 / squared.item(), 1.0), float(self.width)) if squared > 0 else float(self.width)
+
+    def _positive_trace(self, centred: bool) -> float:
         trace = self.trace(centred=centred)
         if trace <= 0:
             raise SpecError(
                 f"The {self.count} rows seen {'do not vary' if centred else 'are all zero'}, so they fill no dimension."
                 " Update with inputs that vary."
             )
-        product = self._product(centred) / trace
-        squared = product.square().sum() if self._omega is None else _squared_norm(product, self._omega)
-        return min(max(1.0 / squared.item(), 1.0), float(self.width)) if squared > 0 else float(self.width)
+        return trace
 
     def _product(self, centred: bool) -> Tensor:
         """Return the moment times ``Omega``, or the moment itself."""
