@@ -223,6 +223,7 @@ def test_mistakes_are_named_before_anything_is_printed(
         ((tmp_path / "nowhere",), "There is no adapter folder at"),
         ((tmp_path / "empty",), "adapter_config.json"),
         ((one, "--against", one), "is given twice"),
+        ((one, "--against", one / ".." / one.name), "is given twice"),
         ((one, "--against", tmp_path / "other"), "no site in common"),
         ((one, "--against", two, "--model", small_encoder), "Drop one"),
         ((one, "--save", tmp_path / "plot.png"), "neither a figure nor a folder"),

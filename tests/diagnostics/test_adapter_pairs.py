@@ -166,3 +166,10 @@ def test_folders_of_any_origin_and_live_models_are_compared(tmp_path: Path) -> N
     wanted = A_similarity(mine["block.q"], A["block.q"])
     assert _row(compared.records, "block.q", "A", "ours ~ live")["cca"] == pytest.approx(wanted, abs=1e-9)
     assert not math.isclose(wanted, 1.0)
+
+
+def test_a_factor_that_is_not_finite_is_named_with_its_adapter() -> None:
+    broken = _site("h.1.q", seed=9)
+    broken.B[0, 0] = math.nan
+    with pytest.raises(AdapterFileError, match=r"^two cannot be compared: .* NaN or infinity at h\.1\.q"):
+        compare_adapters({"one": [_site("h.1.q")], "two": [broken]})

@@ -174,3 +174,16 @@ def test_a_model_in_training_keeps_its_gradients() -> None:
     model = al.attach(small_net(), al.AdapterSpec.lora(rank=2, targets=["block.q"]))
     adapter_records(model)
     assert all(p.requires_grad and p.grad is None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_convolution_in_groups_has_no_merge_and_the_others_keep_theirs() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 4, 1))
+    weights = {name: layer.weight.detach().flatten(1) for name, layer in model.named_children()}
+    al.attach(model, al.AdapterSpec(rank=2, targets=["0", "1"]))
+    fill_factors(model)
+    grouped, plain = adapter_records(model, weights=weights)
+    assert grouped["relative_update"] is grouped["merge_error_bfloat16"] is None
+    assert grouped["norm_update"] > 0
+    assert plain["merge_error_bfloat16"] > 0
+    with pytest.raises(AttachError, match="not the one"):
+        adapter_records(model, weights={**weights, "0": weights["0"][:, :-1]})

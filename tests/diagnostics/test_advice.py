@@ -340,3 +340,11 @@ def test_bad_calls_are_refused() -> None:
     with pytest.raises(SpecError, match="less than"):
         advise([_site()], values=OUT - 1)
     assert cost_of([Curve((1,), (0.0,), OUT)], [1]) == OUT
+
+
+def test_a_path_that_is_the_ending_of_others_keeps_them_apart() -> None:
+    other = {8: {"random_A": 0.01, "random_B": 0.9}}
+    for reversed_ in (("fc",), ("h.0.fc",), ("h.0.fc", "h.1.fc")):
+        sites = [_site(name, curve=other if name in reversed_ else None) for name in ("fc", "h.0.fc", "h.1.fc")]
+        spec = advise(sites).to_spec()
+        assert {site.name for site in sites if spec.at(site.name).A.trainable} == set(reversed_)

@@ -307,8 +307,11 @@ def test_a_checkpointed_block_gives_its_gradient_once() -> None:
     model, batches = _reader(), _batches()
     same = Checkpointed().double()
     same.load_state_dict(model.state_dict())
-    expected = gather_moments(model, batches, loss=_loss, targets=["up"])["up"].gradient
-    assert torch.equal(gather_moments(same, batches, loss=_loss, targets=["up"])["up"].gradient, expected)
+    expected = gather_moments(model, batches, loss=_loss, targets=["up"])["up"]
+    found = gather_moments(same, batches, loss=_loss, targets=["up"])["up"]
+    assert torch.equal(found.gradient, expected.gradient)
+    assert found.rows == expected.rows
+    assert torch.equal(found.inputs.matrix(), expected.inputs.matrix())
 
 
 def test_wide_sides_are_sketched_and_what_is_kept_is_stated() -> None:
@@ -461,3 +464,44 @@ def test_a_start_from_activations_is_refused_where_there_are_none() -> None:
     found = gather_moments(few, [torch.eye(4)[:1]], loss=lambda m, x: m(x).sum(), targets=["0"])
     with pytest.raises(SpecError, match="fill 1 directions, fewer than rank=2"):
         attach(few, AdapterSpec(A=FactorSpec(init=activation_start(found), trainable=False), rank=2, targets=("0",)))
+
+
+def test_an_embedding_that_makes_its_own_indices_is_refused_by_name() -> None:
+    class Positions(nn.Embedding):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(torch.arange(input.shape[1])).expand(input.shape)
+
+    model = nn.Sequential(Positions(9, 5), nn.Linear(5, 2))
+    with pytest.raises(AttachError, match=r"^0 is an embedding that was given torch\.float32 values"):
+        gather_moments(model, [torch.ones(2, 4, 5)], loss=lambda model, x: model(x).sum(), targets=["0", "1"])
+
+
+def test_a_block_that_ran_with_gradients_off_says_so() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Reentrant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(checkpoint(self.inside, x, use_reentrant=True))
+
+    x = torch.ones(3, 4, requires_grad=True)
+    found = gather_moments(Reentrant(), [x], loss=lambda model, x: model(x).square().mean(), targets=["inside", "head"])
+    assert found["inside"].why_no_gradient == "it ran with gradients off"
+    assert found["head"].gradient is not None
+
+
+def test_decoders_without_a_mask_count_where_their_labels_do_and_cross_attention_reads_the_encoder() -> None:
+    source, labels = torch.tensor([[1, 1, 0]]), torch.tensor([[5, -100, -100]])
+    batch = {"attention_mask": source, "labels": labels, "decoder_input_ids": torch.tensor([[0, 5, 0]])}
+    decoder, cross = "decoder.block.0.layer.0.SelfAttention.k", "decoder.block.0.layer.1.EncDecAttention"
+    for name in (decoder, f"{cross}.q", f"{cross}.o"):
+        assert attention_mask(batch, name).tolist() == [[True, False, False]]
+    for name in ("encoder.block.0.layer.0.SelfAttention.k", f"{cross}.k", f"{cross}.v"):
+        assert attention_mask(batch, name) is source
+    # A decoder alone: labels that do not count are its prompt, no padding.
+    alone = {"attention_mask": source, "labels": labels}
+    assert attention_mask(alone, "model.decoder.layers.0.self_attn.k_proj") is source
+    assert attention_mask({**batch, "decoder_attention_mask": labels}, decoder) is labels

@@ -478,6 +478,18 @@ def test_the_active_adapter_or_the_one_that_is_named_is_measured() -> None:
         FeatureDynamics(model, BERT.inputs(), adapter="third")
 
 
+def test_an_adapter_that_is_deleted_while_it_is_measured_is_told_by_name() -> None:
+    from peft_models import add_second
+
+    model = PEFT_BERT.peft()
+    add_second(PEFT_BERT, model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    with FeatureDynamics(model, BERT.inputs()), pytest.raises(AttachError, match="'default' was deleted from"):
+        model.set_adapter("second")
+        model.delete_adapter("default")
+        optimizer.step()
+
+
 @pytest.mark.parametrize("every", [0, -3, 1.5, True])
 def test_intervals_that_are_none_are_refused(every: Any) -> None:
     with pytest.raises(SpecError, match="every="):

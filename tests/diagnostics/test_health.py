@@ -13,7 +13,8 @@ import asymlora as al
 from asymlora.diagnostics.dynamics import FeatureDynamics
 from asymlora.diagnostics.health import RULES, judge
 from asymlora.diagnostics.health_monitor import HealthMonitor
-from diagnostics.watched_runs import attached, batch, names, watched
+from asymlora.site_view import saved_modules
+from diagnostics.watched_runs import attached, batch, names, net, watched
 
 N = 256  # n**(1/4) = 4 and n**(-1/2) = 1/16, exactly
 
@@ -71,12 +72,15 @@ class TestRows:
         still = {"update_A": 0.0, "relative_update_A": None, "norm_A": 0.0}
         assert ("not_moving", "A") in _names(_rows(1, 2, 3, 20, **still))
 
-    def test_zero_B_is_told_after_the_second_step_and_an_uncalled_experts_after_the_third(self) -> None:
+    @pytest.mark.parametrize("missing", [None, 0.0])
+    def test_zero_B_is_told_after_the_second_step_and_without_a_gradient_after_the_third(
+        self, missing: float | None
+    ) -> None:
         zero = {"norm_B": 0.0, "update_B": 0.0, "relative_update_B": None}
         assert _names(_rows(1, **zero)) == []
         assert judge(_rows(1, 2, **zero))[0].step == 2
         assert _names([_row(1, **zero), _row(2)]) == []
-        waiting = {**zero, "grad_B": None}
+        waiting = {**zero, "grad_B": missing}
         assert ("B_zero", "B") not in _names(_rows(1, 2, **waiting))
         assert ("B_zero", "B") in _names(_rows(1, 2, 3, **waiting))
 
@@ -129,6 +133,19 @@ class TestRows:
         assert (verdict.value, verdict.threshold) == (pytest.approx(0.06), pytest.approx(1 / 16))
         assert words in verdict.remedy
         assert _names([*rows(0.06, 3), *_rows(20, 40)]) == []  # the median of three
+
+    def test_a_delta_that_still_rises_is_told_only_when_the_run_has_ended(self) -> None:
+        def rows(exponent: float) -> list[dict[str, Any]]:
+            return [_row(step, delta1=1e-4 * step**exponent) for step in (1, 2, 3, 20, 40, 60)]
+
+        told = [("inefficient", None)]
+        assert _names(rows(1.0)) == told  # all below 1/16
+        assert _names(rows(1.0), goes_on=True) == []
+        assert _names(rows(0.55), goes_on=True) == []
+        assert _names(rows(0.45), goes_on=True) == _names(rows(0.0), goes_on=True) == told
+        dead = _rows(1, 2, 3, 20, 40, delta2=0.0)
+        assert _names(dead, goes_on=True) == told
+        assert _names([*dead, *_rows(60, 80, delta2=1e-9)], goes_on=True) == []
 
     def test_one_trained_factor_and_an_embedding_are_not_inefficient(self) -> None:
         dead = _rows(1, 2, 3, 20, 40, delta1=0.0)
@@ -189,6 +206,24 @@ class TestRuns:
         model = attached("lora")
         only_A = torch.optim.SGD([site.A for site in al.sites(model)], lr=0.01)
         assert ("B_zero", "B") in names(watched(model, optimizer=only_A))
+
+    def test_A_out_of_the_optimizer_does_not_move_though_it_has_a_gradient(self) -> None:
+        model = attached("lora")
+        only_B = torch.optim.SGD([site.B for site in al.sites(model)], lr=0.1)
+        found = names(watched(model, optimizer=only_B))
+        assert ("not_moving", "A") in found
+        assert ("no_gradient", "A") not in found
+
+    def test_a_head_of_zeros_and_a_warm_up_are_no_zero_B(self) -> None:
+        model = al.attach(net(), al.AdapterSpec.lora(rank=2, targets=["0"], modules_to_save=["4"]))
+        nn.init.zeros_(saved_modules(model)["4"].weight)
+        optimizer = torch.optim.AdamW(al.param_groups(model, lr=0.003))
+
+        def warm_up(_: nn.Module, step: int) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.003 * min(1.0, (step - 1) / 5)  # zero in the first step, as the Trainer's schedules
+
+        assert ("B_zero", "B") not in names(watched(model, optimizer=optimizer, each=warm_up))
 
     def test_bfloat16_factors_round_small_updates_away_and_float32_does_not(self) -> None:
         def found(dtype: torch.dtype) -> list[tuple[str, str | None]]:

@@ -29,8 +29,8 @@ class _Told:
     def before(self, step: int) -> None:
         self.events.append(("before", step, [p.item() for p in self.held]))
 
-    def gradients(self, parameters: Iterable[Tensor]) -> None:
-        self.events.append(("gradients", sorted(p.grad.item() for p in parameters if p.grad is not None)))
+    def gradients(self, parameters: Iterable[Tensor], *, scale: float) -> None:
+        self.events.append(("gradients", sorted(p.grad.item() / scale for p in parameters if p.grad is not None)))
 
     def after(self, step: int) -> None:
         self.events.append(("after", step, [p.item() for p in self.held]))
@@ -211,10 +211,12 @@ def test_hooks_go_when_told_and_with_the_object() -> None:
     assert _hooks() == before
 
 
-def test_a_scaler_that_skips_a_step_is_no_step() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaler_that_skips_a_step_is_no_step(fused: bool) -> None:
     held = _parameters(1)
     told = _Told(held)
-    steps, optimizer = OptimizerSteps(told), _sgd(*held)
+    # A fused optimizer is called for a step that it leaves out, and with gradients that are still scaled.
+    steps, optimizer = OptimizerSteps(told), torch.optim.SGD(held, lr=1.0, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     steps.listen()
     for gradient in (float("inf"), 1.0):
@@ -225,3 +227,18 @@ def test_a_scaler_that_skips_a_step_is_no_step() -> None:
     steps.stop(finish=True)
     assert steps.step == 1
     assert [event[1] for event in told.events if event[0] == "gradients"] == [[1.0]]
+
+
+def test_the_gradient_of_a_parameter_that_no_optimizer_holds_is_read_too() -> None:
+    held = _parameters()
+    told = _Told(held)
+    steps, optimizer = OptimizerSteps(told), _sgd(held[0])
+    steps.listen()
+    held[1].grad = torch.full((), 5.0)
+    _descend(optimizer)
+    _descend(optimizer)
+    late = _sgd(held[1])  # from now on it has one, which reads it at its own step
+    late.step()
+    _descend(optimizer)
+    steps.stop(finish=True)
+    assert [event[1] for event in told.events if event[0] == "gradients"] == [[-1.0, 5.0], [-1.0, 5.0], [5.0], [-1.0]]

@@ -84,7 +84,7 @@ def test_what_is_below_the_tolerance_is_rounding(dtype: torch.dtype) -> None:
 
 def test_the_less_exact_factor_decides_the_tolerance() -> None:
     exact, rough = torch.zeros(4, 4, dtype=torch.float32), torch.zeros(4, 4, dtype=torch.bfloat16)
-    assert rounding_tolerance(exact, rough) == rounding_tolerance(rough) == 2.0**-7 * 2
+    assert rounding_tolerance(exact, rough) == rounding_tolerance(rough) == 2.0**-7
     assert rounding_tolerance(exact) == 2.0**-23 * 4
 
 
@@ -107,3 +107,18 @@ def test_finite_matrices_pass_without_their_history() -> None:
     passed = finite_float64(leaf)
     assert passed.dtype == FLOAT
     assert not passed.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_tolerance_of_half_precision_lets_small_directions_of_a_large_rank_stand(dtype: torch.dtype) -> None:
+    # The last of 64 is 2 % of the largest, eight times float16's and twice bfloat16's tolerance; rounding is less.
+    sizes = torch.logspace(0, math.log10(0.02), 64, dtype=torch.float64)
+    A = torch.linalg.qr(gaussian(256, 64, seed=0))[0].mT * sizes[:, None]
+    B = torch.linalg.qr(gaussian(128, 64, seed=1))[0]
+    stored = A.to(dtype), B.to(dtype)
+    for factors, left in (
+        (stored, 64),
+        (((A * (sizes > 0.1)[:, None]).to(dtype), stored[1]), int((sizes > 0.1).sum())),
+    ):
+        values = product_svd(*factors).values
+        assert int((values > rounding_tolerance(*factors) * values[0]).sum()) == left

@@ -47,8 +47,8 @@ def test_a_step_by_hand_gives_rows_to_records_and_observer() -> None:
     measurement = _measured(model, x, observe=told.append)
     site = next(iter(al.sites(model)))
     measurement.before(7)
-    site.B.grad = torch.full_like(site.B, 2.0)
-    measurement.gradients([site.B])
+    site.B.grad = torch.full_like(site.B, 8.0)
+    measurement.gradients([site.B], scale=4.0)
     with torch.no_grad():
         site.B.add_(0.5)
     measurement.after(7)

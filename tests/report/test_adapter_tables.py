@@ -172,3 +172,21 @@ def test_short_names_still_tell_apart() -> None:
     assert without_shared_start(["a.b.c"]) == {"a.b.c": "a.b.c"}
     assert without_shared_start(["a.b", "a.b.c"]) == {"a.b": "b", "a.b.c": "b.c"}
     assert without_shared_start([]) == {}
+
+
+def test_a_long_pair_names_both_in_a_narrow_terminal() -> None:
+    names = [f"minilm_trec_seed_{i}" for i in range(3)]
+    compared = compare_adapters({name: _adapter(seed=100 * i) for i, name in enumerate(names)})
+    lines = _printed(pair_tables(compared.records, alone={})).splitlines()
+    (first,) = [i for i, line in enumerate(lines) if line.startswith(f"{names[1]} ~")]
+    assert lines[first + 1].startswith(names[2])
+
+
+def test_a_site_that_allows_no_smaller_cut_keeps_its_loss_in_that_of_all() -> None:
+    # Rank 2 with equal singular values: cut to rank 1 it loses sqrt(1/2), and there is no further cut.
+    eye = torch.eye(4, dtype=torch.float64)
+    small = SiteFactors(name="h.0.q", kind="linear", A=eye[:2], B=eye[:, :2], scaling=1.0)
+    large = SiteFactors(name="h.0.k", kind="linear", A=eye, B=eye, scaling=1.0)
+    lines = _printed(adapter_tables(adapter_records([small, large]), name="mine", merge_note="no")).splitlines()
+    (half,), (quarter,) = ([line.split()[1] for line in lines if line.startswith(f"1/{n} ")] for n in (2, 4))
+    assert (half, quarter) == ("71%", "82%")  # sqrt((1 + 2) / 6), sqrt((1 + 3) / 6)

@@ -195,7 +195,8 @@ def adapter_names(paths: Sequence[Path]) -> list[str]:
         ['one', 'runs/two', 'other/two']
     """
     whole = [path.absolute() for path in paths]
-    twice = [str(path) for path, known in zip(paths, whole, strict=True) if whole.count(known) > 1]
+    real = [path.resolve() for path in paths]
+    twice = [str(path) for path, known in zip(paths, real, strict=True) if real.count(known) > 1]
     if twice:
         raise SpecError(f"{twice[0]} is given twice. An adapter is always like itself; name each one once.")
     parts = [path.parts[:-1] if path.name == "adapter" else path.parts for path in whole]

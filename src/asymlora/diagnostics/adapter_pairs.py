@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from asymlora.diagnostics.adapter_records import moved
@@ -62,8 +63,8 @@ def compare_adapters(adapters: Adapters) -> Comparison:
         * ``zero``: names of the two whose factor is all zero, so that nothing can be compared.
 
     Raises:
-        AdapterFileError: A folder cannot be read, fewer than two adapters are given, they have no site in common, or
-            the widths of a site differ: then they are of different models.
+        AdapterFileError: A folder cannot be read, fewer than two adapters are given, they have no site in common, the
+            widths of a site differ (then they are of different models), or a factor holds NaN or infinity.
         NotAttachedError: A model carries no adapter.
     """
     if len(adapters) < 2:
@@ -75,6 +76,7 @@ def compare_adapters(adapters: Adapters) -> Comparison:
     sites = _renamed(sites)
     _refuse_other_models(sites)
     for name, of in sites.items():
+        _refuse_not_finite(name, of)
         prepared[name] = {site.name: _prepared(site) for site in of}
     shared = set.intersection(*(set(of) for of in prepared.values()))
     alone = {name: [site for site in of if site not in shared] for name, of in prepared.items()}
@@ -172,6 +174,15 @@ def _heads(of: Sequence[SiteFactors]) -> list[str]:
     # A model may have been wrapped, for instance in a class that adds a head: at most two parts more.
     parts = of[0].name.split(".") if of else []
     return ["".join(f"{part}." for part in parts[:count]) for count in range(min(3, len(parts)))]
+
+
+def _refuse_not_finite(name: str, of: Sequence[SiteFactors]) -> None:
+    broken = [s.name for s in of if not all(bool(torch.isfinite(factor).all()) for factor in (s.A, s.B))]
+    if broken:
+        raise AdapterFileError(
+            f"{name} cannot be compared: its factors hold NaN or infinity at {named(broken, len(of))}. Leave it out, or"
+            " take an earlier checkpoint; alone it can be looked at."
+        )
 
 
 def _refuse_other_models(sites: Mapping[str, tuple[SiteFactors, ...]]) -> None:

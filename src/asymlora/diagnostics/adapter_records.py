@@ -50,7 +50,8 @@ def adapter_records(
           to each.
         * ``moved_A``, ``moved_B``: ``|A - A_0| / |A_0|``, where the start is known and not zero.
         * ``relative_update`` (``|s B A| / |W0|``) and, for each of `MERGE_DTYPES`, ``merge_error_...`` and
-          ``merge_lost_...``, as `merge_loss` gives them: with ``weights`` alone.
+          ``merge_lost_...``, as `merge_loss` gives them: with ``weights`` alone, and not of a convolution in groups,
+          which cannot be merged.
 
     Raises:
         AdapterFileError: The folder cannot be read.
@@ -165,7 +166,7 @@ def _halves(rank: int) -> list[int]:
 
 
 def _merging(site: SiteFactors, weight: Tensor | None, norm_update: float) -> Record:
-    if weight is None:
+    if weight is None or _is_grouped(site, weight):
         return dict.fromkeys(_MERGE_NUMBERS)
     size = weight.detach().double().norm().item()
     record: Record = {"relative_update": norm_update / size if size else None}
@@ -174,13 +175,19 @@ def _merging(site: SiteFactors, weight: Tensor | None, norm_update: float) -> Re
     return record
 
 
+def _is_grouped(site: SiteFactors, weight: Tensor) -> bool:
+    """Whether the base is a convolution in groups: the update reads every channel, so it is no update of its weight."""
+    groups, rest = divmod(site.A.shape[1], weight.shape[1])
+    return site.kind == "convolution" and len(site.B) == len(weight) and groups > 1 and not rest
+
+
 def _refuse_unfit(sites: Iterable[SiteFactors], weights: Mapping[str, Tensor]) -> None:
     problems: list[str] = []
     for site in sites:
         wanted = site.B.shape[0], site.A.shape[1]
         if site.name not in weights:
             problems.append(f"{site.name} is not in it")
-        elif tuple(weights[site.name].shape) != wanted:
+        elif tuple(weights[site.name].shape) != wanted and not _is_grouped(site, weights[site.name]):
             problems.append(f"{site.name} is {tuple(weights[site.name].shape)}, and its update {wanted}")
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""

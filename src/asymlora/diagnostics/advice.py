@@ -29,7 +29,7 @@ from asymlora.diagnostics.advised_rate import Confidence, RateAdvice, RateMeasur
 from asymlora.diagnostics.captured_gradient import Shares, SiteMeasures
 from asymlora.diagnostics.rank_budget import Curve, cost_of, divide, mean_share
 from asymlora.errors import SpecError
-from asymlora.spec import AdapterFields, AdapterSpec
+from asymlora.spec import AdapterFields, AdapterSpec, matching_value
 from asymlora.targets import ends_with
 from asymlora.theory.factor_advantage import TIE_MARGIN
 from asymlora.theory.rate_laws import Method, Setting
@@ -126,8 +126,9 @@ class Advice:
         ``A`` starts orthonormal where it is held: a file cannot hold the directions of activations.
 
         Args:
-            targets: None: the very sites. With more than those, ``"all-linear"`` for instance, a site that was not
-                measured gets what the measured ones of its ending have, or what most have.
+            targets: None: the sites (a target is an ending, so ``fc`` brings ``h.0.fc`` along). With more than those,
+                ``"all-linear"`` for instance, a site that was not measured gets what the measured ones of its ending
+                have, or what most have.
             **fields: Other fields of `AdapterSpec`. Sites under ``modules_to_save`` are left out.
 
         Returns:
@@ -373,14 +374,19 @@ def _inside(name: str, ending: str) -> bool:
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Return a pattern by ending that gives each site its value where that is not the default, with short endings."""
+    """Return a pattern by ending that gives each site its value where that is not the default, with short endings.
+
+    A whole path may be the ending of longer ones (``fc`` of ``h.0.fc``). It comes first and is used where no ending
+    will do; the longer ones then get endings of their own, which win.
+    """
     pattern: dict[str, Any] = {}
-    for name, value in values.items():
-        if value == default or any(ends_with(name, ending) for ending in pattern):
+    for name, value in sorted(values.items(), key=lambda item: len(item[0])):
+        given = matching_value(pattern, name)
+        if value == (default if given is None else given):
             continue
         parts = name.split(".")
         endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
-        pattern[next(e for e in endings if _all_have(values, e, value))] = value
+        pattern[next((e for e in endings if _all_have(values, e, value)), name)] = value
     return pattern
 
 

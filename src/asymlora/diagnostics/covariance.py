@@ -27,10 +27,16 @@ from asymlora.theory.spectrum import EXACT_WIDTH
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Mask = Callable[[Any, str], Tensor | None]
+_CROSS = frozenset({"encoder_attn", "EncDecAttention", "crossattention", "cross_attn"})
+_READS_ENCODER = frozenset({"k", "v", "k_proj", "v_proj", "key", "value"})
+"""Names in transformers of cross-attentions, and of their layers that read the encoder's output."""
 
 
 def attention_mask(batch: Any, name: str) -> Tensor | None:
-    """Return the mask of a batch for one layer: that of the decoder for layers under a ``decoder``, where it has one.
+    """Return the mask of a batch for one layer.
+
+    Layers under a ``decoder`` have the decoder's; where a batch has ``decoder_input_ids`` and no mask of them, that is
+    where its ``labels`` count. Keys and values of a cross-attention read the encoder.
 
     Args:
         batch: A mapping such as tokenizers give, or anything else, which has no mask.
@@ -41,9 +47,15 @@ def attention_mask(batch: Any, name: str) -> Tensor | None:
     """
     if not isinstance(batch, Mapping):
         return None
-    keys = ("decoder_attention_mask", "attention_mask") if "decoder" in name.split(".") else ("attention_mask",)
-    found = next((batch[key] for key in keys if isinstance(batch.get(key), Tensor)), None)
-    return found if found is not None and found.dim() == 2 else None
+    parts = name.split(".")
+    found = batch.get("attention_mask")
+    if "decoder" in parts and not (_CROSS.intersection(parts) and parts[-1] in _READS_ENCODER):
+        labels = batch.get("labels")
+        counted = labels != -100 if "decoder_input_ids" in batch and isinstance(labels, Tensor) else found
+        found = batch.get("decoder_attention_mask", counted)
+    if not isinstance(found, Tensor):
+        return None
+    return found if found.dim() == 2 else None
 
 
 def every_target(model: nn.Module) -> tuple[str, ...]:
@@ -109,7 +121,8 @@ def gather_moments(
 
     Raises:
         NoTargetError: A target matches no layer.
-        AttachError: A layer overwrites its input, so that no gradient can be read of it, or is grouped.
+        AttachError: A layer overwrites its input, so that no gradient can be read of it, is grouped, or is an embedding
+            that is given other than indices.
         SpecError: There is no batch, the loss is no finite scalar or depends on no layer, or an input or a gradient is
             not finite; the layer is named.
 
@@ -133,7 +146,9 @@ def gather_moments(
                 for name, (module, _) in places.items():
                     listener = _Listener(found[name], probe, mask(batch, name))
                     hooks.callback(module.register_forward_hook(listener, with_kwargs=True).remove)
-                _backward(loss(model, batch), probe)
+                lost = loss(model, batch)
+            # Without the hooks: a checkpointed block runs again now, and its inputs were counted.
+            _backward(lost, probe)
             for moments in found.values():
                 moments.end_batch()
     if not next(iter(found.values())).batches:
@@ -228,7 +243,8 @@ class _Listener:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Any:
         if not torch.is_grad_enabled():
-            return None  # a checkpointed block runs again, with gradients
+            self._moments.heard_without_gradients = True
+            return None
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         version = x._version
         with self._named():
@@ -273,7 +289,7 @@ def _backward(loss: Tensor, probe: Tensor) -> None:
     if reached[0] is None:
         raise SpecError(
             "The loss depends on none of the layers that are measured. Compute it with gradients on, from the model's"
-            " output."
+            " output; a checkpoint in the model needs use_reentrant=False."
         )
 
 

@@ -36,7 +36,8 @@ class FeatureDynamics:
     * ``Z_A``, ``Z_B``, ``delta1`` (``A`` moved), ``delta2`` (``B`` moved), ``delta3`` (both), ``delta_Z_B``: root mean
       squares over the probe, after the step; ``identity_error``: the Frobenius norm of
       :math:`\Delta Z_B - \delta_1 - \delta_2 - \delta_3` over that of ``Z_B`` (before or after, the larger);
-    * ``grad_A``, ``grad_B``: Frobenius norm of the gradient that the step used, or None where there was none;
+    * ``grad_A``, ``grad_B``: Frobenius norm of the gradient that the step used (of a factor that no optimizer holds, of
+      the gradient that stood there), or None where there was none;
     * ``norm_A``, ``update_A``, ``relative_update_A`` (over the norm before), ``moved_A`` (way from the start over the
       norm of the start), ``angle_A`` (to the start, radians), and the same of ``B``; None where a zero factor leaves no
       ratio;
@@ -58,7 +59,8 @@ class FeatureDynamics:
         observe: Called with the new rows right after each measured step. What it raises ends the step.
 
     Attributes:
-        records: All rows so far.
+        records: All rows so far: one a site and measured step, about 2 kB each. In a very long
+            loop take a larger ``every``.
         uncalled: Sites whose layer the model did not call on the probe; they have no rows.
         called_again: Sites whose layer was called more than once; the first call's input is kept.
 

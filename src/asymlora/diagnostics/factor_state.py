@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asymlora.diagnostics.probe import base_of
 from asymlora.errors import AttachError
-from asymlora.peft_sites import Factor, place_of
+from asymlora.peft_sites import Factor, adapters_of, place_of
 from asymlora.site_view import Site
 
 
@@ -21,9 +21,17 @@ def current(site: Site, factor: Factor, adapter: str | None) -> Tensor:
         site: The site.
         factor: Which factor.
         adapter: Name of the adapter of a PEFT layer; None: a layer of our own.
+
+    Raises:
+        AttachError: The adapter was deleted.
     """
     if adapter is None:
         return site.layer.lora_A if factor == "A" else site.layer.lora_B
+    if adapter not in adapters_of(site.layer):
+        raise AttachError(
+            f"The adapter {adapter!r} was deleted from {site.name} while it is measured. Leave FeatureDynamics before"
+            " that, and make a new one for another adapter."
+        )
     return place_of(site.layer, factor, adapter).tensor
 
 

@@ -23,8 +23,11 @@ stable rate of Init[A]. ``Z_B`` is of order 1 where it is stable, and of order `
 too large for Init[A] or ``n**1/2`` too large for Init[B]. ``delta2 / delta1`` is of order 1 where both factors learn,
 and of order ``1/n`` for Init[B] at its stable rate. Each threshold is the geometric middle between the two orders. The
 constants that a theory of orders leaves open can be as large as that for narrow layers: below 64, ``n`` counts as 64
-(ours). What was there before the first step is no growth: ``Z_A`` and ``Z_B`` are compared with their own start where
-that is the larger. On an embedding a step of ``A`` adds up along nothing, so the two verdicts on it are left out there.
+(ours). A factor that begins at zero grows in proportion to the steps, and the ratio of the deltas with it, until it
+is of order 1: while a run goes on, ``inefficient`` waits for a ratio that rises faster than the square root of the
+steps, the middle of growing and standing still (ours). What was there before the first step is no growth: ``Z_A`` and
+``Z_B`` are compared with their own start where that is the larger. On an embedding a step of ``A`` adds up along
+nothing, so the two verdicts on it are left out there.
 
 Source:
     Hayou et al., 2024, "The Impact of Initialization on LoRA Finetuning Dynamics": the orders (the recursions of
@@ -36,7 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 from asymlora.diagnostics.verdict import Factor, Verdict, named
@@ -49,6 +52,7 @@ MIN_STEPS = 3
 MIN_WIDTH = 64
 GROWTH_EXPONENT = 0.25
 EFFICIENCY_EXPONENT = -0.5
+RISE_EXPONENT = 0.5
 FLOAT32_EPS = 2.0**-23
 _EARLY = 3
 _SIZES = ("Z_A", "Z_B", "delta1", "delta2", "delta3", "delta_Z_B", "grad_A", "grad_B", "norm_A", "norm_B")
@@ -73,12 +77,15 @@ class Seen:
     detail: str = ""
 
 
-def judge(rows: Iterable[Row], *, eps: Mapping[tuple[str, str], float] | None = None) -> tuple[Verdict, ...]:
+def judge(
+    rows: Iterable[Row], *, eps: Mapping[tuple[str, str], float] | None = None, goes_on: bool = False
+) -> tuple[Verdict, ...]:
     """Return what is wrong with the adapters that some rows tell of.
 
     Args:
         rows: Rows of `FeatureDynamics`, in the order of the steps.
         eps: Distance of 1 to the next number in the type of a factor, by site and factor; default: float32's.
+        goes_on: Whether more rows will follow. Then a site is not yet called ``inefficient`` while its ratio rises.
 
     Returns:
         One verdict for each name and factor, in the order of the table at the top; empty where all is well.
@@ -89,6 +96,8 @@ def judge(rows: Iterable[Row], *, eps: Mapping[tuple[str, str], float] | None = 
     found: list[Verdict] = []
     for rule in RULES:
         seen = [s for own in by_site.values() if (s := rule.find(own, eps or {})) is not None]
+        if goes_on and rule.name == "inefficient":
+            seen = [s for s in seen if not _still_rises(by_site[s.site])]
         if seen:
             found.append(_verdict(rule, seen, total=len(by_site)))
     return tuple(found)
@@ -177,8 +186,9 @@ def _not_moving(factor: Factor) -> _Find:
 
 def _zero_B(rows: Sequence[Row], eps: Mapping[tuple[str, str], float]) -> Seen | None:
     for count, row in enumerate(rows, start=1):
-        # An expert that no batch has called yet waits for the third measured step, as `no_gradient` does.
-        waits = row["trains_B"] and all(r["grad_B"] is None for r in rows[:count])
+        # An expert that no batch has called yet, or a B below a head that is zero until the warm-up moves it, waits for
+        # the third measured step, as `no_gradient` does.
+        waits = row["trains_B"] and not any(r["grad_B"] for r in rows[:count])
         if count >= (MIN_STEPS if waits else 2) and row["norm_B"] == 0:
             return Seen(site=row["site"], step=row["step"], value=0.0, threshold=0.0)
     return None
@@ -229,6 +239,16 @@ def _inefficient(rows: Sequence[Row], eps: Mapping[tuple[str, str], float]) -> S
     detail = _ONLY_A if delta1 > delta2 else _ONLY_B
     ratio = min(delta1, delta2) / max(delta1, delta2)
     return Seen(site=rows[0]["site"], step=late[-1]["step"], value=ratio, threshold=least, detail=detail)
+
+
+def _still_rises(rows: Sequence[Row]) -> bool:
+    late = [r for r in rows[2:] if all(math.isfinite(r[key]) for key in ("delta1", "delta2"))]
+    parts = late[: len(late) // 2], late[-(len(late) // 2) :]
+    ratios = [[min(pair) / (max(pair) or 1.0) for r in part if (pair := (r["delta1"], r["delta2"]))] for part in parts]
+    (before, now), (earlier, step) = map(median_low, ratios), (median_low(r["step"] for r in part) for part in parts)
+    if before == 0:
+        return now > 0
+    return now > before * (step / earlier) ** RISE_EXPONENT
 
 
 _ONLY_A = (
@@ -341,7 +361,10 @@ RULES: tuple[Rule, ...] = (
             "Of delta1 (A moves) and delta2 (B moves), the smaller is {value:.2g} of the larger up to step {step}, at"
             " {where}; below {threshold:.2g} only one of them is alive."
         ),
-        means="Both factors are trained, stored and stepped, and one of them hardly changes what the model says.",
+        means=(
+            "Both factors are trained, stored and stepped, and one of them hardly changes what the model says. In the"
+            " first steps this is so from every start with a zero factor: of a short run it says little."
+        ),
         remedy="{detail}",
         worst=min,
     ),

@@ -85,7 +85,7 @@ class HealthMonitor:
         self.take(rows, step)
         # Of a long run the start and the newest steps, so that the hundredth look costs what the first did.
         recent = self._steps if len(self._steps) <= _START + _RECENT else self._steps[:_START] + self._steps[-_RECENT:]
-        found = (*self._untrained, *self._facts.values(), *self._judged(recent))
+        found = (*self._untrained, *self._facts.values(), *self._judged(recent, goes_on=True))
         fresh = [v for v in found if (v.name, v.factor) not in self._told]
         self._told |= {(v.name, v.factor) for v in fresh}
         return tuple(fresh)
@@ -120,8 +120,8 @@ class HealthMonitor:
         """Sites and measured steps that rows tell of."""
         return len({row["site"] for rows in self._steps for row in rows}), len(self._steps)
 
-    def _judged(self, steps: Sequence[Sequence[Row]]) -> tuple[Verdict, ...]:
-        return judge((row for rows in steps for row in rows), eps=self._eps)
+    def _judged(self, steps: Sequence[Sequence[Row]], *, goes_on: bool = False) -> tuple[Verdict, ...]:
+        return judge((row for rows in steps for row in rows), eps=self._eps, goes_on=goes_on)
 
     def _sites(self) -> list[Site]:
         return sites_of(self.model, self.adapter) if self.has_sites else []

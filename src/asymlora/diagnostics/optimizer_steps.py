@@ -27,8 +27,8 @@ class StepWatcher(Protocol):
         """Take note of the parameters before the step."""
         ...
 
-    def gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Take note of the gradients of some parameters, those that the step uses."""
+    def gradients(self, parameters: Iterable[Tensor], *, scale: float) -> None:
+        """Take note of the gradients of some parameters, those that the step uses, each ``scale`` times too large."""
         ...
 
     def after(self, step: int) -> None:
@@ -42,7 +42,7 @@ class OptimizerSteps:
     A step is one call of ``optimizer.step()`` where one optimizer holds the parameters. Where several hold a part each
     (one for ``A``, one for ``B``), their calls make one step together: it is over when each parameter had its turn, or
     an optimizer comes for the second time. Optimizers that hold none of the parameters are not heard, nor is a step
-    that a gradient scaler leaves out.
+    that a gradient scaler leaves out. The gradient of a parameter that no optimizer holds is read with the others.
 
     The hooks hold this object by a weak reference and are gone with it.
 
@@ -60,6 +60,8 @@ class OptimizerSteps:
         self._known: dict[int, Tensor] = {}
         self._held: weakref.WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], frozenset[int]]]
         self._held = weakref.WeakKeyDictionary()
+        self._stepped: frozenset[int] = frozenset()
+        """What some optimizer has held so far."""
         self._expected: frozenset[int] | None = None
         self._done: frozenset[int] = frozenset()
         self._open = self._told = False
@@ -100,6 +102,8 @@ class OptimizerSteps:
         self._open, self._done = False, frozenset()
 
     def _begins(self, optimizer: Optimizer) -> None:
+        if _leaves_out(optimizer):
+            return
         if self._open and self._done & self._held_by(optimizer):
             self._close()
         if not self._open:
@@ -118,21 +122,24 @@ class OptimizerSteps:
         if self._told:
             # Last in the optimizer's own row of hooks: some of them change the gradient (`correct_gradients`).
             self._stop_reading()
-            self._reader = optimizer.register_step_pre_hook(lambda *_: self._read(held))
+            self._stepped |= held
+            self._reader = optimizer.register_step_pre_hook(lambda *_: self._read(optimizer))
 
     def _ends(self, optimizer: Optimizer, *, with_closure: bool) -> None:
         held = self._held_by(optimizer)
-        if not held or not self._open:
+        if not held or not self._open or _leaves_out(optimizer):
             return
         self._stop_reading()
         if self._told and with_closure:  # the closure has computed the gradients
-            self._read(held)
+            self._read(optimizer)
         self._done |= held
         if self._expected is not None and self._done >= self._expected:
             self._close()
 
-    def _read(self, held: frozenset[int]) -> None:
-        self._watcher.gradients([self._known[i] for i in held])
+    def _read(self, optimizer: Optimizer) -> None:
+        held, scale = self._held_by(optimizer), getattr(optimizer, "grad_scale", None)
+        read = [parameter for i, parameter in self._known.items() if i in held or i not in self._stepped]
+        self._watcher.gradients(read, scale=1.0 if scale is None else float(scale))
 
     def _stop_reading(self) -> None:
         if self._reader is not None:
@@ -149,7 +156,7 @@ class OptimizerSteps:
         known = {id(parameter): parameter for parameter in self._watcher.parameters()}
         if known.keys() != self._known.keys():
             self._expected = frozenset(known)
-        self._known = known
+        self._known, self._stepped = known, self._stepped & known.keys()
         self._held.clear()
 
     def _held_by(self, optimizer: Optimizer) -> frozenset[int]:
@@ -159,6 +166,12 @@ class OptimizerSteps:
             every = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
             kept = self._held[optimizer] = sizes, frozenset(every) & self._known.keys()
         return kept[1]
+
+
+def _leaves_out(optimizer: Optimizer) -> bool:
+    """Whether a gradient scaler lets a fused optimizer leave its step out: `GradScaler.step` calls it all the same."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def _remove_all(handles: Iterable[RemovableHandle]) -> None:

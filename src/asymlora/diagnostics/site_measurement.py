@@ -119,9 +119,9 @@ class SiteMeasurement:
             if (tensor := site.tensor(factor)).requires_grad
         }
 
-    def gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Take the norms of the gradients as they stand."""
-        self._gradients |= {id(p): _gradient_norm(p.grad) for p in parameters if p.grad is not None}
+    def gradients(self, parameters: Iterable[Tensor], *, scale: float = 1.0) -> None:
+        """Take the norms of the gradients as they stand, without the factor that a gradient scaler has put on them."""
+        self._gradients |= {id(p): _gradient_norm(p.grad) / scale for p in parameters if p.grad is not None}
 
     @torch.no_grad()
     def after(self, step: int) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import Tensor, nn
 
-from asymlora.errors import SpecError
+from asymlora.errors import AttachError, SpecError
 from asymlora.kinds import ConvAdapter, EmbeddingAdapter, kind_of
 from asymlora.theory.spectrum import EXACT_WIDTH, SKETCH_COLUMNS, InputMoment
 
@@ -91,6 +91,7 @@ class SiteMoments:
         gradient: ``G``, the mean over batches of the loss's gradient in the weight, shape ``(m, n)``; or None.
         why_no_gradient: Why there is none, or empty.
         batches: How many batches ``G`` is the mean of.
+        heard_without_gradients: Whether it ran with gradients off, which leaves no trace in the moments.
     """
 
     name: str
@@ -103,6 +104,7 @@ class SiteMoments:
     gradient: Tensor | None = None
     why_no_gradient: str = "no batch has been seen"
     batches: int = 0
+    heard_without_gradients: bool = False
     _energy: float = 0.0
     _calls: int = 0
     _repeated: bool = False
@@ -177,8 +179,16 @@ class SiteMoments:
             x: Its input.
             mask: True where a position counts, or None; used where its shape, or its flattened one, is that of the
                 positions of ``x``.
+
+        Raises:
+            AttachError: An embedding is given other than indices.
         """
         if isinstance(self.inputs, EntryCounts):
+            if x.is_floating_point():
+                raise AttachError(
+                    f"{self.name} is an embedding that was given {x.dtype} values and makes its own indices of them, so"
+                    " there are no entries to count. Leave it out of targets."
+                )
             self.inputs.update(_counted(x, self._fitting(mask, x.shape), self.base))
             return
         positions = self._fitting(mask, x.shape[:-1]) if self.kind == "linear" else None
@@ -219,7 +229,8 @@ class SiteMoments:
             self.gradient /= self.batches
             self.why_no_gradient = ""
         elif self.outputs * self.fan_in <= LARGEST_GRADIENT:
-            self.why_no_gradient = "its output does not reach the loss" if self.rows else "it was not run"
+            unheard = "it ran with gradients off" if self.heard_without_gradients else "it was not run"
+            self.why_no_gradient = "its output does not reach the loss" if self.rows else unheard
 
     @staticmethod
     def _fitting(mask: Tensor | None, places: torch.Size) -> Tensor | None:

@@ -226,7 +226,8 @@ def _cuts(records: Records) -> Table:
     """What cutting every site to half of its rank would lose, and to a quarter, and so on."""
     table = plain_table(
         "Cut to a smaller rank: the part of s*B*A that is lost",
-        "Relative Frobenius error of the best cut, exact. All sites: of the update as a whole.",
+        "Relative Frobenius error of the best cut, exact. All sites: of the update as a whole, each site cut so far or"
+        " to rank 1.",
     )
     for head, justify in (
         ("rank", "left"),
@@ -246,12 +247,18 @@ def _cuts(records: Records) -> Table:
         ranks = sorted({row["truncation_ranks"][step] for row in rows})
         label = str(ranks[0]) if len(ranks) == 1 and len(rows) == len(records) else fraction
         errors = [row["truncation_errors"][step] for row in rows]
-        lost = sum((row["norm_update"] * error) ** 2 for row, error in zip(rows, errors, strict=True))
+        lost = sum((row["norm_update"] * _lost(row, step)) ** 2 for row in records if row["norm_update"])
         whole = sum((row["norm_update"] or 0.0) ** 2 for row in records)
         worst = max(zip(errors, (row["site"] for row in rows), strict=True), key=lambda item: item[0])
         shares = [_share(value) for value in (math.sqrt(lost / whole), statistics.median(errors), worst[0])]
         table.add_row(label, *shares, Text(plain(short[worst[1]])))
     return table
+
+
+def _lost(row: Record, step: int) -> float:
+    """Return what a site loses at some cut, or at its last one where its rank allows no such cut."""
+    errors = row["truncation_errors"]
+    return errors[min(step, len(errors) - 1)] if errors else 0.0
 
 
 def _merging(records: Records) -> Table:
@@ -291,12 +298,13 @@ def _pairs(records: Records, by: str, *, title: str) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     names = _names(records, by)
     short = {"group": short_names, "site": without_shared_start, "pair": _same}[by](names)
+    split = by == "pair" and max(map(len, names)) > LONGEST_LABEL
     for label, rows in _grouped(records, by).items():
-        for factor in ("A", "B"):
+        # Cut at its end, a long pair would no longer say who the second is.
+        heads = (f"{rows[0]['first']} ~", rows[0]["second"]) if split else (short[label], "")
+        for factor, head in zip("AB", heads, strict=True):
             own = [row for row in rows if row["factor"] == factor]
-            table.add_row(
-                Text(plain(short[label]) if factor == "A" else ""), factor, *_alike_cells(own, started=started)
-            )
+            table.add_row(Text(plain(head)), factor, *_alike_cells(own, started=started))
     return table
 
 
