@@ -177,6 +177,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, dict[str, Any]]
 Asked = list[tuple[Recipe, dict[str, Any]]]
 
 
+def test_strict_reaches_the_run_and_is_off_by_default(asked: Asked) -> None:
+    main(["finetune", "--strict"])
+    main(["finetune"])
+    assert [options["strict"] for _, options in asked] == [True, False]
+
+
 def test_without_arguments_the_default_recipe_runs_in_a_new_folder(asked: Asked) -> None:
     main(["finetune"])
     (recipe, options), *_ = asked
@@ -296,9 +302,9 @@ def test_finetune_shows_the_figures_of_its_result_and_what_comes_next(
         'Next: asymlora predict again "an input of yours"',
     ):
         assert figure in shown
-    assert {"recipe.yaml", "environment.json", "records.jsonl", "result.json", "adapter"} == {
-        item.name for item in Path("again").iterdir()
-    }
+    files = {"recipe.yaml", "environment.json", "records.jsonl", "dynamics.jsonl", "health.json", "result.json"}
+    assert files | {"adapter"} == {item.name for item in Path("again").iterdir()}
+    assert "Health: nothing to report (watched: " in shown
 
 
 def test_recipe_of_the_run_holds_what_file_and_options_said_together(finished: tuple[Path, Path]) -> None:

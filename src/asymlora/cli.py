@@ -8,7 +8,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -77,6 +77,8 @@ def _run(argv: list[str]) -> int:
     for name, help_text in _FILES.items():
         commands.add_subcommand(name, _parser_of(name, argv), help=help_text)
     _refuse_unknown_options(argv)
+    if argv[:1] == ["advise"]:
+        argv = _long_names(argv, _load("asymlora.commands.advise").SHORT_NAMES)
     try:
         given = parser.parse_args(argv, defaults=False)
     except ArgumentError as error:
@@ -90,7 +92,9 @@ def _run(argv: list[str]) -> int:
 
 _FILES = {
     "estimate": "what training a model would cost, before anything is loaded",
+    "advise": "which factor to train where, at what rank and rate, from a short look at model and data",
     "theory": "run the papers' simulations and draw them",
+    "diagnose": "look inside of adapters, or compare them",
 }
 """Commands with a file of their own in `asymlora.commands`."""
 
@@ -103,10 +107,18 @@ def _parser_of(name: str, argv: list[str]) -> Any:
     parser = import_module(f"asymlora.commands.{name}").parser
     if name == "estimate":
         return parser(recipe_options(Recipe().adapter, "adapter."))
+    if name == "advise":
+        return parser(recipe_options(Recipe()))
     if argv[:2] != ["theory", "toy"]:
         return parser(*argv[1:2] if argv[:1] == ["theory"] else ())
     # The toy model's settings stand beside torch code, which takes two seconds to import.
     return parser("toy", recipe_options(_load("asymlora.theory.teacher_student").TeacherStudent()))
+
+
+def _long_names(argv: Sequence[str], short: Mapping[str, str]) -> list[str]:
+    # Up to the equals sign, which a value may hold too.
+    parts = (word.partition("=") for word in argv)
+    return ["".join((short.get(name, name), equals, value)) for name, equals, value in parts]
 
 
 def _readable(message: str) -> str:
@@ -125,6 +137,7 @@ def _finetune(options: dict[str, Any]) -> int:
     run = {key: options.pop(key, None) for key in ("output", "resume", "overwrite")}
     file = options.pop("recipe", None)
     resume, overwrite = bool(run["resume"]), bool(run["overwrite"])
+    strict = bool(options.pop("strict", None))
     if resume and not file and not options:
         folder = claim(run["output"], resume=True, overwrite=overwrite)
         run["output"] = folder.path
@@ -147,7 +160,9 @@ def _finetune(options: dict[str, Any]) -> int:
     with RunDisplay(console) as display:
         try:
             finetune = _load("asymlora.train.run").finetune
-            result = finetune(recipe, output=run["output"], resume=resume, overwrite=overwrite, observer=display)
+            result = finetune(
+                recipe, output=run["output"], resume=resume, overwrite=overwrite, observer=display, strict=strict
+            )
         except KeyboardInterrupt:
             how = f" Go on with: {_command()} finetune --output {display.folder} --resume" if display.folder else ""
             print(f"\nInterrupted.{how}", file=sys.stderr)
@@ -205,6 +220,7 @@ def finetune_parser() -> Any:
         "--resume", action="store_true", help="go on with the unfinished run in --output, or the newest"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --output")
+    parser.add_argument("--strict", action="store_true", help="stop at the first verdict on the health of A, B, head")
     parser.add_argument("--dry-run", action="store_true", help="print cost and what is missing; load and write nothing")
     parser.add_argument("--adapter.preset", type=str, help="lora, init_a, init_b, b_only, a_only, or hB_zero_A_rand")
     for name, hint, default, help_text in recipe_options(Recipe()):
@@ -287,7 +303,7 @@ def _refuse_unknown_options(argv: list[str]) -> None:
         return
     from asymlora.train.recipe import Recipe
 
-    own = ("output", "resume", "overwrite", "dry-run", "help", "adapter.preset")
+    own = ("output", "resume", "overwrite", "strict", "dry-run", "help", "adapter.preset")
     known = [*own, *(n for n, *_ in recipe_options(Recipe()))]
     for word in argv[1:]:
         name = word[2:].partition("=")[0]
