@@ -147,3 +147,23 @@ def test_a_panel_of_the_courses_leaves_out_what_is_exactly_zero_and_keeps_the_co
     assert all(len(found) == 1 for found in colours.values())
     assert len(set(map(tuple, colours.values()))) == 4
     assert all(math.isclose(max(trace.y), 0.4) for trace in lines)
+
+
+def test_what_the_texts_say_of_the_advice_is_what_was_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import advice_figures
+
+    *records, verdict = advice_figures.read_records(advice_figures.RESULTS / "advised_rates.jsonl")
+    advice = [r for r in records if r["kind"] == "advice"]
+    assert advice_figures.reach_table(advice) in PAGE
+    assert advice_figures.rates_table(verdict) in PAGE
+    found = list(verdict["sets"].values())
+    assert all(f["agrees"] and f["interior"] and f["octaves"] < 0 for f in found)
+    assert all(abs(math.log2(2e-3 / f["best"])) < -f["octaves"] for f in found)  # the default is the nearer one
+    readme = " ".join((ROOT / "experiments" / "README.md").read_text(encoding="utf-8").split())
+    octaves, losses, seconds = ([f[name] for f in found] for name in ("octaves", "excess_loss", "seconds_of_advice"))
+    assert f"interior: {-octaves[0]:.1f} and {-octaves[1]:.1f} octaves above" in readme
+    assert f"costs {losses[0]:.3f} on TREC-6 and {losses[1]:.3f} on SST-2" in readme
+    assert f"Advice took {seconds[0]:.0f} and {seconds[1]:.0f} s" in readme
+    layers = [s for r in advice for s in r["sites"] if s["in_recipe"]]
+    assert max(s["input_ratio"] for s in layers) < 100 < min(s["outputs"] for s in layers)

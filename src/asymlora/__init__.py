@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from asymlora.diagnostics.adapter_pairs import compare_adapters
     from asymlora.diagnostics.adapter_records import adapter_records
     from asymlora.diagnostics.dynamics import FeatureDynamics
+    from asymlora.diagnostics.health_monitor import HealthMonitor
     from asymlora.factor_spec import FactorSpec
     from asymlora.gradient_correction import GradientCorrection, correct_gradients
     from asymlora.merging import MergeError, merge, merge_errors, merged
@@ -76,6 +77,7 @@ _HOME = {
     "convert_adapter": "converting",
     # what the factors do
     "FeatureDynamics": "diagnostics.dynamics",
+    "HealthMonitor": "diagnostics.health_monitor",
     "adapter_records": "diagnostics.adapter_records",
     "compare_adapters": "diagnostics.adapter_pairs",
     "DynamicsCallback": "train.dynamics_callback",
@@ -91,6 +93,7 @@ __all__ = [
     "FactorSpec",
     "FeatureDynamics",
     "GradientCorrection",
+    "HealthMonitor",
     "MergeError",
     "Recipe",
     "RunResult",

@@ -91,7 +91,7 @@ def curves_figure(sites: Sequence[Record]) -> Figure | None:
         x="rank",
         y="share",
         by="held",
-        title="Share of the first update's energy within reach (median and range over the adapter's layers)",
+        title="Share of the first update's energy within reach (median, range of layers)",
         labels={"rank": "rank", "share": "within reach, %", "held": ""},
         log="x",
     )
