@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import statistics
@@ -167,3 +168,20 @@ def test_what_the_texts_say_of_the_advice_is_what_was_stored(monkeypatch: pytest
     assert f"Advice took {seconds[0]:.0f} and {seconds[1]:.0f} s" in readme
     layers = [s for r in advice for s in r["sites"] if s["in_recipe"]]
     assert max(s["input_ratio"] for s in layers) < 100 < min(s["outputs"] for s in layers)
+
+
+def test_the_cost_is_what_was_measured() -> None:
+    stored = json.loads((ROOT / "benchmarks" / "results" / "dynamics_overhead.json").read_text(encoding="utf-8"))
+    assert (stored["every"], stored["environment"]["threads"]) == (20, 2)
+    for row, trained in zip(stored["rows"], ("`B`", "`A` and `B`"), strict=True):
+        middle, low, high = (100 * share for share in row["interval_adds"])
+        cells = (
+            trained,
+            f"{row['plain_ms']:,.0f} ms",
+            f"{row['measuring_ms']:.0f} ms",
+            f"{abs(100 * row['counted_adds'][0]):.1f} %",
+            f"{middle:.2f} % ({low:.2f} to {high:.2f} %)",
+            f"{row['kept_bytes'] / 2**20:.1f} MiB",
+        )
+        assert f"| {' | '.join(cells)} |" in PAGE
+        assert high < 100 * stored["limit"]
