@@ -85,6 +85,16 @@ def test_a_file_is_not_replaced_unasked(
     assert file.read_text() == "mine"
 
 
+def test_without_a_name_the_recipe_is_written_beside_and_never_over_another(
+    given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "advised.yaml").write_text("mine")
+    assert main([*given, *QUICK]) == 2
+    assert "--out advised.yaml exists. Choose another name" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "advised.yaml").read_text() == "mine"
+
+
 def test_a_recipe_can_be_begun_from(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     from asymlora.commands.advise import _recipe
 

@@ -12,6 +12,7 @@ from asymlora.atomic import write_file
 from asymlora.commands.theory import check_file
 from asymlora.errors import MissingPackageError, RunExistsError
 
+RECIPE = "advised.yaml"
 RECIPE_ENDINGS, PAGE_ENDINGS = (".yaml", ".yml"), (".html",)
 SHORT_NAMES = {"--data": "--data.name", "--rank": "--adapter.rank", "--targets": "--adapter.targets"}
 """Options that may be typed for a recipe's field; the parser would take ``--data`` for all fields of the data."""
@@ -37,7 +38,7 @@ def parser(recipe_options: Iterator[tuple[str, Any, Any, str]]) -> Any:
     )
     made.add_argument("model_name", nargs="?", metavar="MODEL", help="embedded:..., a folder, or a hub id")
     made.add_argument("--recipe", type=str, help="recipe to begin from; options and MODEL win over it")
-    made.add_argument("--out", type=str, help="file for the advised recipe, .yaml; default: it is only shown")
+    made.add_argument("--out", type=str, help=f"file for the advised recipe, .yaml; default: {RECIPE}, with --json none")
     made.add_argument("--page", type=str, help="file for the page of reasons, .html")
     made.add_argument("--overwrite", action="store_true", help="replace the files of --out and --page")
     made.add_argument("--steps", type=int, help="steps of the range test's ramp, at least 12 (default: 60)")
@@ -57,7 +58,7 @@ def parser(recipe_options: Iterator[tuple[str, Any, Any, str]]) -> Any:
 
 
 def run(options: dict[str, Any]) -> int:
-    """Measure, advise, print, and write what is asked for.
+    """Measure, advise, print, and write recipe and page.
 
     Args:
         options: What the user gave.
@@ -67,6 +68,7 @@ def run(options: dict[str, Any]) -> int:
     """
     given = dict(options)
     own = {name: given.pop(name, None) for name in _OWN}
+    own["out"] = own["out"] or (None if own["json"] else RECIPE)
     out, page = (_file(own[name], name, bool(own["overwrite"])) for name in ("out", "page"))
     recipe = _recipe(given, own)
     settings = _settings(own)
@@ -96,7 +98,7 @@ def run(options: dict[str, Any]) -> int:
     console = Console()
     console.print()
     console.print(advice_tables(record, every=bool(own["all"])))
-    _say(console, record, out=out, page=page, command=command)
+    _say(console, out=out, page=page, command=command)
     return 0
 
 
@@ -106,14 +108,9 @@ _OWN = (
 )
 
 
-def _say(console: Any, record: Mapping[str, Any], *, out: Path | None, page: Path | None, command: str) -> None:
-    lines = [f"Reasons: {page}"] if page else []
-    if out:
-        lines += [f"Recipe: {out}", f"Next: {command}"]
-    else:
-        lines += ["The recipe (write it with --out recipe.yaml):", "", record["yaml"].rstrip()]
+def _say(console: Any, *, out: Path | None, page: Path | None, command: str) -> None:
     console.print()
-    for line in lines:
+    for line in ([f"Reasons: {page}"] if page else []) + [f"Recipe: {out}", f"Next: {command}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
