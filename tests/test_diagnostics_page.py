@@ -166,6 +166,12 @@ def test_what_the_texts_say_of_the_advice_is_what_was_stored(monkeypatch: pytest
     assert f"interior: {-octaves[0]:.1f} and {-octaves[1]:.1f} octaves above" in readme
     assert f"costs {losses[0]:.3f} on TREC-6 and {losses[1]:.3f} on SST-2" in readme
     assert f"Advice took {seconds[0]:.0f} and {seconds[1]:.0f} s" in readme
+    assert advice_figures.read_records(advice_figures.RESULTS / "advised_rates.jsonl")[0]["advising"]["rows"] == 1000
+    assert {2.0 ** round(math.log2(f["advised"])) for f in found} == {2.0**-10}  # 9.8e-04
+    runs = [r for r in records if r["kind"] == "run" and r["rate"] == found[0]["best"] == found[1]["best"]]
+    apart = [abs(a["validation_loss"] - b["validation_loss"]) for a, b in (runs[:2], runs[2:])]
+    assert f"the two seeds differ by {apart[0]:.3f} and {apart[1]:.3f}" in PLAIN
+    assert losses[1] < apart[1]
     layers = [s for r in advice for s in r["sites"] if s["in_recipe"]]
     assert max(s["input_ratio"] for s in layers) < 100 < min(s["outputs"] for s in layers)
 

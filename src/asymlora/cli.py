@@ -109,6 +109,8 @@ def _parser_of(name: str, argv: list[str]) -> Any:
         return parser(recipe_options(Recipe().adapter, "adapter."))
     if name == "advise":
         return parser(recipe_options(Recipe()))
+    if name != "theory":
+        return parser()
     if argv[:2] != ["theory", "toy"]:
         return parser(*argv[1:2] if argv[:1] == ["theory"] else ())
     # The toy model's settings stand beside torch code, which takes two seconds to import.

@@ -24,12 +24,13 @@ def given(small_recipe: dict[str, Any]) -> tuple[str, ...]:
 
 
 def test_the_recipe_runs_unchanged(given: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe, page = tmp_path / "recipe.yaml", tmp_path / "reasons.html"
+    recipe, page = tmp_path / "my recipe.yaml", tmp_path / "reasons.html"
     recipe.write_text("of an earlier day")
     assert main([*given, *QUICK, "--out", str(recipe), "--page", str(page), "--overwrite"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for words in ("within reach of B", "has not been decided", "advised start", f"finetune {recipe}"):
+    for words in ("within reach of B", "has not been decided", "advised start", f"finetune '{recipe}'"):
         assert words in shown, words
+    assert "further training rows" not in shown  # they are the recipe's, and advice alone did not read them
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert not list(tmp_path.glob(".incomplete-*"))
     assert Recipe.load(recipe).train.steps == 4
@@ -52,6 +53,9 @@ def test_json_is_alone_on_the_standard_output(given: tuple[str, ...], capsys: py
         (("--out", "recipe.txt"), "--out recipe.txt has no ending that is known"),
         (("--out", "nowhere/recipe.yaml"), "there is no folder nowhere"),
         (("--page", "page.svg"), "--page page.svg has no ending"),
+        (("--out", "/proc/recipe.yaml"), "--out /proc/recipe.yaml cannot be written"),
+        (("--train.lr_A", "0.1"), "--train.lr_A"),
+        (("--values", "3"), "values=3 is less than rank 1 costs at 12 targets, 192 or more"),
         (("--steps", "11"), "steps=11 must be at least 12"),
         (("--batches", "1"), "batches=1 must be at least 2"),
         (("--task", "text_clasification"), "Did you mean 'text_classification'"),
@@ -66,7 +70,9 @@ def test_mistakes_are_answered(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert main([*given, *options]) == 2
-    assert words in " ".join(capsys.readouterr().err.split())
+    printed = capsys.readouterr()
+    assert words in " ".join(printed.err.split())
+    assert "Fitting" not in printed.out
 
 
 def test_an_unknown_model_is_answered_before_the_data_are_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,15 @@ def test_without_an_edge_the_tests_own_rate_is_taken_and_doubted() -> None:
     assert "No tested rate was unstable" in advice.confidence.failed[0]
 
 
+def test_a_test_in_which_nothing_was_stable_never_calls_for_larger_rates() -> None:
+    advice = advise_rate(_measures(edge=None, none_stable=True), TESTED)
+    assert (advice.start, advice.edge, advice.confidence.level) == (2.0**-7, None, "medium")
+    assert "as it met no stable rate" in advice.reason
+    assert "try smaller rates" in advice.confidence.failed[0]
+    with pytest.raises(SpecError, match="none_stable"):
+        _measures(none_stable=True)
+
+
 def test_disagreement_and_coarse_rates_are_doubted() -> None:
     coarse = _measures(rates=(1e-4, 1e-3, 1e-2), losses=(1.0, 0.5, math.inf), edge=1e-3, suggested=1e-5)
     advice = advise_rate(coarse, TESTED)

@@ -36,6 +36,18 @@ def test_it_holds_the_verdict_the_pair_the_open_question_the_recipe_and_what_it_
         assert words in page, words
 
 
+def test_on_a_narrow_screen_titles_wrap_and_legends_stand_below_the_axis() -> None:
+    page = advice_page(small_record(), command="x")
+    assert page.count("<figcaption>") == 3
+    assert "<figcaption>Range test: loss while the rate rises" in page
+    assert page.count('"yref":"container"') == 3
+
+
+def test_a_path_gives_the_title_its_last_part_and_an_id_stays_whole() -> None:
+    page = advice_page({**small_record(), "model": "/home/me/bert", "data": "org/set"}, command="x")
+    assert "<title>Advice for bert on org/set</title>" in page
+
+
 def test_names_from_outside_are_escaped() -> None:
     page = advice_page(small_record(), command="x")
     assert "head&lt;b&gt;" in page
@@ -68,6 +80,14 @@ def test_every_layer_has_its_point_and_the_line_is_where_outputs_and_ratio_are_e
     assert list(line.x) == list(line.y)
     assert sum(len(trace.x) for trace in groups) == len(record["sites"])
     assert [trace.marker.symbol.endswith("-open") for trace in groups] == [False, True, True]
+
+
+def test_no_two_of_many_kinds_of_layers_look_alike() -> None:
+    site = small_record()["sites"][0]
+    figure = ratios_figure([{**site, "site": f"{role}", "role": f"role{role}"} for role in range(20)])
+    assert figure is not None
+    looks = [(trace.marker.color, trace.marker.symbol) for trace in figure.plotly.data[1:]]
+    assert len(set(looks)) == 20
 
 
 def test_edge_and_start_are_marked_where_they_are() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from asymlora.report.advice_tables import advice_tables
+from asymlora.report.advice_tables import advice_tables, rise_of_ramp
 from small_advice import small_record
 
 
@@ -63,3 +63,10 @@ def test_ranks_are_explained(per_site: bool) -> None:
     text = " ".join(_shown(record, 80).split())
     assert ("Ranks: by layer." in text) == per_site
     assert ("would gain too little" in text) != per_site
+
+
+def test_a_ramp_that_never_rose_tells_no_rate_of_a_rise() -> None:
+    test = small_record()["range_test"]
+    assert rise_of_ramp(test) == ("rise began", "0.026", "in a ramp of 12 steps")
+    calm = {**test, "ramp_edge": test["points"][-1]["rate"]}
+    assert rise_of_ramp(calm) == ("rise began", "-", "not in a ramp of 12 steps, up to 0.2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from asymlora.train.advice_options import AdvisingSettings
 from asymlora.train.advising import Advised, advise_recipe, batch_loss
 from asymlora.train.range_rules import RangeSettings
 from asymlora.train.recipe import Recipe
+from small_advice import small_range
 from train.test_every_task import TASKS
 
 QUICK = AdvisingSettings(batches=2, rows=48, range_test=RangeSettings(steps=12, probe_steps=2, most_probes=1))
@@ -105,6 +107,17 @@ def test_every_task_is_advised_on(task: str, tmp_path: Path) -> None:
     assert any(measured.shares for measured in advised.measures)
     assert advised.recipe.task == task
     assert advised.recipe.train.lr > 0
+
+
+def test_a_range_test_without_a_stable_rate_asks_for_smaller_ones(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = replace(small_range(), outcome="none stable")
+    monkeypatch.setattr("asymlora.train.advising.range_test", lambda *_, **__: lost)
+    rate = _advised(recipe)[0].advice.rate
+    assert rate is not None
+    assert rate.edge is None
+    assert "smaller rates" in " ".join(rate.confidence.failed)
 
 
 def test_the_loss_of_a_batch_is_that_of_the_task(small_recipe: dict[str, Any]) -> None:

@@ -152,6 +152,14 @@ def test_probes_halve_or_double_until_the_edge_lies_between_two(
     assert (pytest.approx(rate), outcome) == found
 
 
+def test_the_usual_number_of_runs_climbs_from_where_noise_may_stop_a_ramp() -> None:
+    # The first step that can stop the default ramp is the third after its quiet quarter; B alone stands 5e-3.
+    usual = RangeSettings()
+    earliest = usual.rates()[usual.steps // 4 + 2]
+    probes = confirmed(_probe(5e-3), earliest, highest=usual.highest, most=usual.most_probes)
+    assert edge_of_probes(probes)[1] == "found"
+
+
 def test_no_rate_above_the_highest_is_tried() -> None:
     assert [probe.rate for probe in confirmed(_probe(9.0), 0.3, highest=1.0, most=9)] == [0.3, 0.6]
 

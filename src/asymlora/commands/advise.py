@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ RECIPE = "advised.yaml"
 RECIPE_ENDINGS, PAGE_ENDINGS = (".yaml", ".yml"), (".html",)
 SHORT_NAMES = {"--data": "--data.name", "--rank": "--adapter.rank", "--targets": "--adapter.targets"}
 """Options that may be typed for a recipe's field; the parser would take ``--data`` for all fields of the data."""
-_NOT_READ = ("method", "model.config", "train.gradient_correction", "train.sharding")
+_NOT_READ = ("method", "model.config", "train.lr_A", "train.gradient_correction", "train.sharding")
 """Fields of a recipe that advice chooses or does without."""
+_SAID_FIRST = {"train.lr": "is found by advice; given, it is what train.lr_B and train.lr_head are in a ratio to. "}
+"""What an option does here, before what the field is."""
 
 
 def parser(recipe_options: Iterator[tuple[str, Any, Any, str]]) -> Any:
@@ -38,7 +41,9 @@ def parser(recipe_options: Iterator[tuple[str, Any, Any, str]]) -> Any:
     )
     made.add_argument("model_name", nargs="?", metavar="MODEL", help="embedded:..., a folder, or a hub id")
     made.add_argument("--recipe", type=str, help="recipe to begin from; options and MODEL win over it")
-    made.add_argument("--out", type=str, help=f"file for the advised recipe, .yaml; default: {RECIPE}, with --json none")
+    made.add_argument(
+        "--out", type=str, help=f"file for the advised recipe, .yaml; default: {RECIPE}, with --json none"
+    )
     made.add_argument("--page", type=str, help="file for the page of reasons, .html")
     made.add_argument("--overwrite", action="store_true", help="replace the files of --out and --page")
     made.add_argument("--steps", type=int, help="steps of the range test's ramp, at least 12 (default: 60)")
@@ -52,8 +57,9 @@ def parser(recipe_options: Iterator[tuple[str, Any, Any, str]]) -> Any:
         adapter = name.removeprefix("adapter.")
         if name in _NOT_READ or (adapter != name and adapter not in KEPT):
             continue
-        short = next((f"or {short}: " for short, whole in SHORT_NAMES.items() if whole == f"--{name}"), "")
-        made.add_argument(f"--{name}", type=hint, default=default, help=f"{short}{help_text}")
+        first = next((f"or {short}: " for short, whole in SHORT_NAMES.items() if whole == f"--{name}"), "")
+        first += _SAID_FIRST.get(name, "")
+        made.add_argument(f"--{name}", type=hint, default=default, help=f"{first}{help_text}")
     return made
 
 
@@ -85,7 +91,7 @@ def run(options: dict[str, Any]) -> int:
     find_model(recipe.model.name, revision=recipe.model.revision)
     with RunDisplay(Console(stderr=bool(own["json"]))) as display:
         record = advised_record(advise_recipe(recipe, settings=settings, observer=display))
-    command = f"asymlora finetune {out or 'recipe.yaml'}"
+    command = f"asymlora finetune {shlex.quote(str(out or 'recipe.yaml'))}"
     if out:
         write_file(out, f"# Advised by: asymlora advise. Run it with: {command}\n{record['yaml']}")
     if page:

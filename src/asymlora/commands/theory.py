@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from asymlora.atomic import write_file
-from asymlora.errors import SpecError
+from asymlora.errors import SpecError, UnwritableFolderError
 
 Record = dict[str, Any]
 Progress = Callable[[int, int, Mapping[str, Any]], None]
@@ -120,6 +121,7 @@ def check_file(path: str | None, option: str, endings: Sequence[str]) -> None:
 
     Raises:
         SpecError: The ending is another one, or there is no such folder.
+        UnwritableFolderError: Nothing can be written there.
     """
     if path is None:
         return
@@ -129,6 +131,12 @@ def check_file(path: str | None, option: str, endings: Sequence[str]) -> None:
         raise SpecError(f"--{option} {path} is a folder. Name a file.")
     if not Path(path).parent.is_dir():
         raise SpecError(f"--{option} {path}: there is no folder {Path(path).parent}. Make it first.")
+    try:
+        tempfile.TemporaryFile(dir=Path(path).parent).close()
+    except OSError as error:
+        raise UnwritableFolderError(
+            f"--{option} {path} cannot be written ({error.strerror or error}). Choose another folder."
+        ) from None
 
 
 def _toy(given: dict[str, Any], progress: Progress) -> Iterator[Record]:

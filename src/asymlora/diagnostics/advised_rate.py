@@ -43,9 +43,10 @@ class RateMeasures:
     Attributes:
         rates: Rates that were tested, per step, ascending.
         losses: Loss at each, NaN or infinity where it left the numbers.
-        edge: Largest rate that was stable; None if none of them was unstable.
+        edge: Largest rate that was stable; None if none of them was unstable, or none was stable.
         suggested: The rate that the test itself would take; None if it has none.
         scheme: What was tested.
+        none_stable: Whether each rate that was run alone was unstable; there is no edge then.
     """
 
     rates: tuple[float, ...]
@@ -53,6 +54,7 @@ class RateMeasures:
     edge: float | None
     suggested: float | None
     scheme: Setting
+    none_stable: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -63,6 +65,8 @@ class RateMeasures:
         ]
         if self.edge is None and self.suggested is None:
             problems.append("edge and suggested are both None: the test found nothing to start from")
+        if self.none_stable and self.edge is not None:
+            problems.append(f"edge={self.edge:g} is given with none_stable, but an edge is a rate that was stable")
         if len(self.rates) != len(self.losses):
             problems.append(f"{len(self.rates)} rates with {len(self.losses)} losses; give one loss for each rate")
         if list(self.rates) != sorted(self.rates) or not all(rate > 0 for rate in self.rates):
@@ -132,7 +136,10 @@ def advise_rate(measured: RateMeasures, to: Setting) -> RateAdvice:
     edge = None if measured.edge is None else measured.edge * start / found
     law = carried.law
     status = carried.status if carried.steps else "measured here"
-    where = "two octaves below the edge" if edge is not None else "what the test suggests, as it met no unstable rate"
+    where = "two octaves below the edge"
+    if edge is None:
+        met = "no stable rate" if measured.none_stable else "no unstable rate"
+        where = f"what the test suggests, as it met {met}"
     reason = f"The range test gives {found:.2g}, {where} of {_named(measured.scheme)}."
     if carried.steps:
         doubt = "" if carried.confirmed else "; not confirmed, so a guess"
@@ -155,7 +162,11 @@ def _named(setting: Setting) -> str:
 
 def _doubts(measured: RateMeasures, found: float, confirmed: bool, law: str) -> tuple[str, ...]:
     doubts: list[str] = []
-    if measured.edge is None:
+    if measured.none_stable:
+        doubts.append(
+            "Each rate that was run alone was unstable, so the edge lies below them: try smaller rates first."
+        )
+    elif measured.edge is None:
         doubts.append("No tested rate was unstable, so the edge is not known: test larger rates.")
     elif measured.suggested is not None and not 1 / _FAR <= found / measured.suggested <= _FAR:
         doubts.append(

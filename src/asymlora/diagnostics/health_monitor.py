@@ -23,7 +23,8 @@ from asymlora.diagnostics.model_checks import (
     sites_of,
     task_heads,
 )
-from asymlora.peft_sites import FACTORS, lora_layers
+from asymlora.errors import AttachError
+from asymlora.peft_sites import FACTORS, lora_layers, plain_layers
 from asymlora.site_view import Site, find_attached
 
 _EARLY = 3
@@ -52,7 +53,7 @@ class HealthMonitor:
         self.model = model
         self.adapter = adapter
         self._steps: list[list[Row]] = []
-        self.has_sites = find_attached(model) is not None or bool(lora_layers(model))
+        self.has_sites = _has_sites(model, adapter)
         self._heads = task_heads(model) if heads is None else chosen_heads(model, heads)
         own = self._sites()
         self._names = [site.name for site in own]
@@ -143,3 +144,15 @@ class HealthMonitor:
         self._still = {path: bits for path, bits in self._still.items() if now[path] == bits}
         long_enough = len(self._looks) >= MIN_STEPS and step > _EARLY
         return judge_still_heads(list(self._still), step=step) if long_enough else ()
+
+
+def _has_sites(model: nn.Module, adapter: str | None) -> bool:
+    if find_attached(model) is not None:
+        return True
+    if not lora_layers(model):
+        return False
+    try:
+        plain_layers(model, adapter)
+    except AttachError:  # PEFT's AdaLoRA, DoRA: their product is another
+        return False
+    return True

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from asymlora.report.advice_tables import LEGEND, STARTS, notes
+from asymlora.report.advice_tables import LEGEND, STARTS, notes, rise_of_ramp
 from asymlora.report.plots import COLOURS, Figure, line_plot
 from asymlora.train.advised_record import percent
 
@@ -61,7 +62,7 @@ def advice_page(record: Record, *, command: str) -> str:
         "<h2>Measured on</h2>",
         _environment(record),
     ]
-    title = f"Advice for {record['model']} on {_named(record['data'])}"
+    title = f"Advice for {_named(record['model'])} on {_named(record['data'])}"
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{_text(title)}</title>"
         f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{_STYLE}</style></head><body>"
@@ -115,12 +116,13 @@ def ratios_figure(sites: Sequence[Record]) -> Figure | None:
         x="outputs",
         y="ratio",
         title="Dimensions that the inputs fill, against the number of outputs (below the line: train B)",
-        labels={"outputs": "outputs of the layer (d_out)", "ratio": "participation ratio of its inputs"},
+        labels={"outputs": "outputs of the layer (d_out)", "ratio": "dimensions that inputs fill"},
         log="xy",
     )
     line = figure.plotly.data[0]
     line.update(mode="lines", name="as many as outputs", showlegend=True, line={"color": "#555", "dash": "dash"})
-    for number, (name, group) in enumerate(_by_role(shown).items()):
+    groups = _by_role(shown)
+    for number, (name, group) in enumerate(groups.items()):
         figure.plotly.add_scatter(
             x=[site["outputs"] for site in group],
             y=[site["input_ratio"] for site in group],
@@ -130,11 +132,18 @@ def ratios_figure(sites: Sequence[Record]) -> Figure | None:
             name=name,
             marker={
                 "color": COLOURS[number % len(COLOURS)],
-                "symbol": _SYMBOLS[number % len(_SYMBOLS)] + ("" if group[0]["in_recipe"] else "-open"),
+                "symbol": _symbol(number) + ("" if group[0]["in_recipe"] else "-open"),
                 "size": 9,
             },
         )
-    return _legend_below(figure)
+    drawn = _legend_below(figure)
+    drawn.plotly.update_layout(height=500 + 12 * len(groups))  # each may take a line of the legend
+    return drawn
+
+
+def _symbol(number: int) -> str:
+    # Shifted by one each time the colours begin again, or the eighth would look like the first.
+    return _SYMBOLS[(number + number // len(COLOURS)) % len(_SYMBOLS)]
 
 
 def range_figure(record: Record) -> Figure:
@@ -191,18 +200,22 @@ def range_figure(record: Record) -> Figure:
 
 
 def _legend_below(figure: Figure) -> Figure:
+    # Of the container, not of the plot: below whatever height the axis takes on a narrow screen.
     figure.plotly.update_layout(
-        legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0}, width=None, height=500, autosize=True,
-        title={"font": {"size": 15}},
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0}, width=None, height=500,
+        autosize=True, title={"font": {"size": 15}},
     )  # fmt: skip
     return figure
 
 
 def _framed(figure: Figure, *, first: bool) -> str:
+    # A figure's own title is cut where it is wider than the screen.
+    title = str(figure.plotly.layout.title.text)
+    figure.plotly.update_layout(title=None, margin={"t": 20})
     inner = figure.plotly.to_html(
         include_plotlyjs=first, full_html=False, config={"displayModeBar": False, "responsive": True}
     )
-    return f"<figure>{inner}</figure>"
+    return f"<figure><figcaption>{_text(title)}</figcaption>{inner}</figure>"
 
 
 # Words and tables ----------------------------------------------------------------------------------------------------
@@ -224,7 +237,7 @@ def _rates(record: Record) -> str:
     rows = [
         ["advised start", f"{rate['lr']:.2g}", "try half and double as well"],
         ["edge", f"{test['edge']:.2g}", outcome],
-        ["rise began", f"{test['ramp_edge']:.2g}", f"in a ramp of {len(test['points'])} steps"],
+        list(rise_of_ramp(test)),
     ]
     rows += [[f"for {other['what']}", f"{other['rate']:.2g}", _law(other)] for other in record["other_rates"]]
     doubts = " ".join(rate["doubts"])
@@ -304,9 +317,10 @@ def _by_role(sites: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def _named(data: str) -> str:
-    # A file's own name: the page may be passed on, and where it lay is nobody's business.
-    return data if data.startswith("embedded:") else data.rstrip("/").rpartition("/")[2]
+def _named(source: str) -> str:
+    # A file's or folder's own name; the recipe below has the whole path.
+    path = Path(source)
+    return path.name if path.is_absolute() or path.exists() else source
 
 
 def _text(words: str) -> str:
@@ -324,7 +338,7 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 4px 0 12px; } h2 { font-size:
 h3 { font-size: 1rem; margin: 24px 0 8px; } .kind, .about, .notes { color: var(--soft); } .kind { margin: 0; }
 .lead { font-size: 1.1rem; } .notes { padding-left: 1.2em; }
 figure { margin: 16px 0; padding: 4px; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; break-inside: avoid; }
+  border-radius: 6px; break-inside: avoid; } figcaption { color: #1b1b1b; padding: 8px 10px 0; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; width: 100%; }
 th, td { text-align: left; padding: 3px 10px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { white-space: nowrap; } .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }

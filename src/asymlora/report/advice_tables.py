@@ -155,13 +155,25 @@ def rate_table(record: Record) -> Table:
     table.add_column("why")
     table.add_row("advised start", f"[bold]{rate['lr']:.2g}[/bold]", "try half and double as well")
     table.add_row("edge", f"{test['edge']:.2g}", edge)
-    table.add_row("rise began", f"{test['ramp_edge']:.2g}", f"in a ramp of {len(test['points'])} steps")
+    table.add_row(*rise_of_ramp(test))
     if test["steepest"] is not None:
         table.add_row("steepest fall", f"{test['steepest']:.2g}", "of the ramp's loss; nothing follows")
     for other in record["other_rates"]:
         doubt = "" if other["confirmed"] else ", not confirmed"
         table.add_row(Text(f"for {other['what']}"), f"{other['rate']:.2g}", f"by theory ({other['status']}{doubt})")
     return table
+
+
+def rise_of_ramp(test: Record) -> tuple[str, str, str]:
+    """Return where the loss of the ramp began to rise, as a row: what, rate, why.
+
+    Args:
+        test: The range test of a record.
+    """
+    steps = len(test["points"])
+    if test["ramp_edge"] >= test["points"][-1]["rate"]:
+        return "rise began", "-", f"not in a ramp of {steps} steps, up to {test['ramp_edge']:.2g}"
+    return "rise began", f"{test['ramp_edge']:.2g}", f"in a ramp of {steps} steps"
 
 
 def notes(record: Record) -> list[str]:

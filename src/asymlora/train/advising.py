@@ -107,6 +107,7 @@ def advise_recipe(
     watcher.stage(f"Reading {recipe.data.name} and {label_of(recipe.model.name)}")
     prepared = prepare_task(short.task, short.model, short.data, head_seed=short.train.seed)
     targets = _targets(prepared, recipe.adapter)
+    _refuse_budget(prepared.model, targets, settings.values)
     memory_sentence(short, prepared)
     _to_accelerator(prepared.model, packed=recipe.model.base in ("nf4", "int8"))
     clock.lap("reading")
@@ -142,7 +143,8 @@ def advise_recipe(
         model=label_of(recipe.model.name),
         rows=len(prepared.train),
         batches=settings.batches,
-        notes=(*prepared.notes, *notes),
+        # That rows were left out is advice's own doing; the recipe keeps its number.
+        notes=(*(note for note in prepared.notes if "data.max_rows" not in note), *notes),
         seconds=clock.all(),
     )
 
@@ -171,6 +173,14 @@ def _shortened(recipe: Recipe, rows: int) -> Recipe:
 def _targets(prepared: Prepared, spec: AdapterSpec) -> tuple[str, ...]:
     in_full = match_saved_modules(prepared.model, tuple(dict.fromkeys((*spec.modules_to_save, *prepared.heads))))
     return tuple(match_targets(prepared.model, AdapterSpec.b_only(rank=1, targets=spec.targets), in_full))
+
+
+def _refuse_budget(model: nn.Module, targets: tuple[str, ...], values: int | None) -> None:
+    # A floor, before anything is measured: what the smaller factor costs at rank 1, linear layers alone.
+    layers = [layer for name in targets if hasattr(layer := model.get_submodule(name), "in_features")]
+    least = sum(min(int(layer.in_features), int(layer.out_features)) for layer in layers)  # pyright: ignore
+    if values is not None and values < least:
+        refuse_values([f"values={values} is less than rank 1 costs at {len(targets)} targets, {least:,} or more"])
 
 
 def _to_accelerator(model: nn.Module, *, packed: bool) -> None:
@@ -284,6 +294,7 @@ def _measured(found: RangeTest, recipe: Recipe, advice: Advice, measures: tuple[
         edge=found.edge if found.outcome == "found" else None,
         suggested=found.suggested,
         scheme=scheme,
+        none_stable=found.outcome == "none stable",
     )
 
 

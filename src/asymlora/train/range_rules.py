@@ -18,7 +18,10 @@ QUIET_SHARE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RangeSettings:
-    """How the range test is run. The defaults are ours: 20 octaves at 3 steps each, then up to 4 runs of 10 steps.
+    """How the range test is run. The defaults are ours: 20 octaves at 3 steps each, then up to 10 runs of 10 steps.
+
+    Two or three runs are the rule. The others are for ramps that were stopped by the noise of batches: from there the
+    runs must climb, an octave each.
 
     Attributes:
         lowest: Rate of the first step, as ``train.lr``; so small that the first quarter of the ramp changes nothing.
@@ -33,7 +36,7 @@ class RangeSettings:
     highest: float = 1.0
     steps: int = 60
     probe_steps: int = 10
-    most_probes: int = 4
+    most_probes: int = 10
     rise: float = 0.5
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from asymlora.diagnostics.advised_rate import BELOW_EDGE
 from asymlora.errors import DivergedError, SpecError
@@ -47,8 +47,6 @@ from asymlora.train.recipe import Recipe, TrainRecipe
 from asymlora.train.run_folder import RunFolder
 from asymlora.train.settings import make_trainer
 from asymlora.train.trainer import AdapterTrainer
-
-_OF_A_PREPARED_MODEL = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 def range_test(
@@ -147,7 +145,9 @@ def at_rate(train: TrainRecipe, lr: float) -> TrainRecipe:
         0.001
     """
     given = {name: getattr(train, name) for name in ("lr_A", "lr_B", "lr_head")}
-    return replace(train, lr=lr, **{name: rate * lr / train.lr for name, rate in given.items() if rate is not None})
+    moved = {name: rate * lr / train.lr for name, rate in given.items() if rate is not None}
+    # A recipe is read by people: 0.00023, not 0.00022999999999999998.
+    return replace(train, lr=lr, **{name: float(f"{rate:.12g}") for name, rate in moved.items()})
 
 
 def _bare(recipe: Recipe, steps: int) -> Recipe:
@@ -226,7 +226,7 @@ class _Ramp(TrainerCallback):
 
 @contextmanager
 def restored(network: nn.Module) -> Iterator[None]:
-    """Put back, at the end, all that a training changes: values, gradients, modes, wrappers and random states.
+    """Put back, at the end, all that a training changes: values, gradients, modes, hooks, wrappers and random states.
 
     Args:
         network: What is trained inside.
@@ -237,8 +237,7 @@ def restored(network: nn.Module) -> Iterator[None]:
     parameters = [p for p in network.parameters() if p.requires_grad]
     tensors = [*parameters, *network.buffers()]
     values, grads = [t.detach().clone() for t in tensors], [p.grad for p in parameters]
-    modes = [(module, module.training) for module in network.modules()]
-    own = {key: vars(network)[key] for key in _OF_A_PREPARED_MODEL if key in vars(network)}
+    own = _attributes(network)
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices):
@@ -252,10 +251,20 @@ def restored(network: nn.Module) -> Iterator[None]:
                     tensor.copy_(value)
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad
-            for module, mode in modes:
-                module.training = mode
-            for key in _OF_A_PREPARED_MODEL:  # Accelerate leaves its autocast on the model
-                vars(network).pop(key, None)
-            vars(network).update(own)
+            for kept, content in own:
+                kept.clear()
+                kept.update(content)
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def _attributes(network: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+    # Each module's own attributes, its tables of hooks and its configuration's, with what they hold now: Accelerate
+    # leaves its autocast there, checkpointing its flags and hooks, the Trainer a cache that is switched off.
+    found: dict[int, dict[Any, Any]] = {}
+    for module in network.modules():
+        of_module = vars(module)
+        hooks = [value for name, value in of_module.items() if "hooks" in name and isinstance(value, dict)]
+        configs = [vars(value) for value in of_module.values() if isinstance(value, PreTrainedConfig)]
+        found |= {id(table): table for table in (of_module, *hooks, *configs)}
+    return [(table, dict(table)) for table in found.values()]
