@@ -38,6 +38,7 @@ def test_the_recipe_runs_unchanged(given: tuple[str, ...], tmp_path: Path, capsy
     assert (tmp_path / "run" / "result.json").is_file()
 
 
+@pytest.mark.optional  # a second whole advice: ten seconds
 def test_json_is_alone_on_the_standard_output(given: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*given, *QUICK, "--json", "--only-targets"]) == 0
     printed = capsys.readouterr()

@@ -73,6 +73,7 @@ def test_without_the_data_nothing_is_run(
     assert not output.exists()
 
 
+@pytest.mark.optional  # an experiment in small: ten seconds
 def test_it_runs_and_writes_settings_runs_and_verdict(
     advised_rates: ModuleType, small_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

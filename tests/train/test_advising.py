@@ -75,6 +75,7 @@ def _refuse_mixed(advised: Advised) -> None:
     assert 2 in {shares.rank for measured in advised.measures for shares in measured.shares}  # the reference
 
 
+@pytest.mark.optional  # two whole advices: ten seconds
 def test_only_the_targets_are_measured_on_request_and_the_advice_is_the_same_each_time(recipe: Recipe) -> None:
     settings = AdvisingSettings(batches=2, rows=48, everywhere=False, range_test=QUICK.range_test)
     first, second = (advise_recipe(recipe, settings=settings) for _ in range(2))

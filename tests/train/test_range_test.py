@@ -49,6 +49,7 @@ def _without_seconds(test: RangeTest) -> dict[str, Any]:
     return {key: value for key, value in test.to_dict().items() if key != "seconds"}
 
 
+@pytest.mark.optional  # two whole range tests: a quarter of a minute
 def test_it_finds_an_edge_and_gives_the_same_figures_twice(small_recipe: dict[str, Any]) -> None:
     recipe, prepared, network = _ready(small_recipe)
     found = range_test(recipe, prepared, network, settings=LONG)
