@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from asymlora import AdapterSpec, FactorSpec, attach
 from asymlora.diagnostics.captured_gradient import measure_sites
-from asymlora.diagnostics.covariance import activation_start, attention_mask, every_target, gather_moments
+from asymlora.diagnostics.covariance import activation_start, every_target, gather_moments
 from asymlora.errors import AttachError, NoTargetError, SpecError
 from asymlora.theory.least_squares import explained_given_A, total_variance
 
@@ -374,15 +374,6 @@ def test_every_target_leaves_out_what_no_adapter_fits() -> None:
     assert every_target(model) == ("plain",)
 
 
-def test_masks_are_found_by_the_layer() -> None:
-    encoder, decoder = torch.ones(2, 3), torch.ones(2, 4)
-    batch = {"attention_mask": encoder, "decoder_attention_mask": decoder}
-    assert attention_mask(batch, "encoder.block.q") is encoder
-    assert attention_mask(batch, "decoder.block.q") is decoder
-    assert attention_mask({"attention_mask": torch.ones(2, 1, 3, 3)}, "q") is None
-    assert attention_mask([encoder], "q") is None
-
-
 def test_bad_calls_are_refused() -> None:
     model, batches = _reader(), _batches()
     with pytest.raises(SpecError, match="no batch"):
@@ -491,17 +482,3 @@ def test_a_block_that_ran_with_gradients_off_says_so() -> None:
     found = gather_moments(Reentrant(), [x], loss=lambda model, x: model(x).square().mean(), targets=["inside", "head"])
     assert found["inside"].why_no_gradient == "it ran with gradients off"
     assert found["head"].gradient is not None
-
-
-def test_decoders_without_a_mask_count_where_their_labels_do_and_cross_attention_reads_the_encoder() -> None:
-    source, labels = torch.tensor([[1, 1, 0]]), torch.tensor([[5, -100, -100]])
-    batch = {"attention_mask": source, "labels": labels, "decoder_input_ids": torch.tensor([[0, 5, 0]])}
-    decoder, cross = "decoder.block.0.layer.0.SelfAttention.k", "decoder.block.0.layer.1.EncDecAttention"
-    for name in (decoder, f"{cross}.q", f"{cross}.o"):
-        assert attention_mask(batch, name).tolist() == [[True, False, False]]
-    for name in ("encoder.block.0.layer.0.SelfAttention.k", f"{cross}.k", f"{cross}.v"):
-        assert attention_mask(batch, name) is source
-    # A decoder alone: labels that do not count are its prompt, no padding.
-    alone = {"attention_mask": source, "labels": labels}
-    assert attention_mask(alone, "model.decoder.layers.0.self_attn.k_proj") is source
-    assert attention_mask({**batch, "decoder_attention_mask": labels}, decoder) is labels

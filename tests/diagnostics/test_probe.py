@@ -127,7 +127,7 @@ def test_patches_times_the_weight_are_the_convolution(options: dict[str, Any]) -
         out = layer(x)
     rows = out.movedim(1, -1).flatten(0, -2)
     positions = torch.arange(0, len(rows), 3)
-    found = patches(layer, x, positions, tuple(out.shape[2:])) @ layer.weight.flatten(1).T
+    found = patches(layer, x)[positions] @ layer.weight.flatten(1).T
     assert torch.allclose(found, rows[positions], rtol=1e-12, atol=1e-12)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asymlora.diagnostics.padding import attention_mask
 from asymlora.diagnostics.site_moments import SiteMoments
 from asymlora.draws import Draws
 from asymlora.errors import AttachError, SpecError
@@ -27,35 +28,6 @@ from asymlora.theory.spectrum import EXACT_WIDTH
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Mask = Callable[[Any, str], Tensor | None]
-_CROSS = frozenset({"encoder_attn", "EncDecAttention", "crossattention", "cross_attn"})
-_READS_ENCODER = frozenset({"k", "v", "k_proj", "v_proj", "key", "value"})
-"""Names in transformers of cross-attentions, and of their layers that read the encoder's output."""
-
-
-def attention_mask(batch: Any, name: str) -> Tensor | None:
-    """Return the mask of a batch for one layer.
-
-    Layers under a ``decoder`` have the decoder's; where a batch has ``decoder_input_ids`` and no mask of them, that is
-    where its ``labels`` count. Keys and values of a cross-attention read the encoder.
-
-    Args:
-        batch: A mapping such as tokenizers give, or anything else, which has no mask.
-        name: Path of the layer.
-
-    Returns:
-        Shape ``(batch, tokens)``, or None.
-    """
-    if not isinstance(batch, Mapping):
-        return None
-    parts = name.split(".")
-    found = batch.get("attention_mask")
-    if "decoder" in parts and not (_CROSS.intersection(parts) and parts[-1] in _READS_ENCODER):
-        labels = batch.get("labels")
-        counted = labels != -100 if "decoder_input_ids" in batch and isinstance(labels, Tensor) else found
-        found = batch.get("decoder_attention_mask", counted)
-    if not isinstance(found, Tensor):
-        return None
-    return found if found.dim() == 2 else None
 
 
 def every_target(model: nn.Module) -> tuple[str, ...]:

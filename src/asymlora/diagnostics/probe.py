@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import Tensor, nn
 
+from asymlora.diagnostics.padding import attention_mask
+from asymlora.diagnostics.site_moments import patches
 from asymlora.diagnostics.undisturbed import undisturbed
 from asymlora.errors import AsymloraError, AttachError, DataError, EmptyDataError, SpecError
 from asymlora.site_view import Site
@@ -72,7 +73,7 @@ def capture(model: nn.Module, batch: ProbeBatch, sites: Sequence[Site], *, max_r
 
     The model runs in eval mode without gradients, outside of DDP and `torch.compile`; nothing of its state changes.
     Rows are evenly spaced over those that count: all, or where the batch has an ``attention_mask`` of the shape of the
-    layer's rows, those that it does not mask.
+    layer's rows, those that it does not mask (`padding.attention_mask`: a decoder has its own).
 
     Args:
         model: The adapted model, or a wrapper around it.
@@ -96,8 +97,7 @@ def capture(model: nn.Module, batch: ProbeBatch, sites: Sequence[Site], *, max_r
     _refuse_empty(batch)
     inner = _unwrapped(model)
     given, named = _arguments(batch, inner)
-    mask = named.get("attention_mask")
-    recorder = _Recorder(mask if isinstance(mask, Tensor) and mask.dim() == 2 else None, max_rows)
+    recorder = _Recorder(named, max_rows)
     hooks = [
         site.layer.register_forward_pre_hook(recorder.listen_at(site), with_kwargs=True, prepend=True) for site in sites
     ]
@@ -121,8 +121,8 @@ def capture(model: nn.Module, batch: ProbeBatch, sites: Sequence[Site], *, max_r
 class _Recorder:
     """Keeps rows of what layers read."""
 
-    def __init__(self, mask: Tensor | None, max_rows: int) -> None:
-        self.mask, self.max_rows = mask, max_rows
+    def __init__(self, batch: Mapping[str, Any], max_rows: int) -> None:
+        self.batch, self.max_rows = batch, max_rows
         self.inputs: dict[str, SiteInput] = {}
         self.again: dict[str, None] = {}
         self.recent: list[Tensor] = []
@@ -140,34 +140,37 @@ class _Recorder:
                 raise DataError(f"{site.name} was called without a tensor, so there is no input to keep. Leave it out.")
             base = base_of(layer)
             out = base(x, *others, **named)
-            self.inputs[site.name] = self._kept(site.kind, base, x, out)
+            self.inputs[site.name] = self._kept(site, base, x, out)
 
         return hear
 
-    def _kept(self, kind: str, base: nn.Module, x: Tensor, out: Any) -> SiteInput:
-        rows, positions = self._embedding_or_dense(kind, x) if kind != "convolution" else self._patches(base, x, out)
+    def _kept(self, site: Site, base: nn.Module, x: Tensor, out: Any) -> SiteInput:
+        kind = site.kind
+        rows, positions = self._embedding_or_dense(site, x) if kind != "convolution" else self._patches(base, x, out)
         read = _rows_of_output(kind, base, out)
         rms_base = None if read is None or positions[-1] >= len(read) else rms(read[positions.to(read.device)])
         rms_x = 1.0 if kind == "embedding" else rms(rows)
         return SiteInput(x=self._once(rows), rms_x=rms_x, rms_base=rms_base)
 
-    def _embedding_or_dense(self, kind: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _embedding_or_dense(self, site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
+        kind = site.kind
         leading = x.shape if kind == "embedding" else x.shape[:-1]
         flat = x.reshape(-1) if kind == "embedding" else x.reshape(-1, x.shape[-1])
-        positions = evenly(math.prod(leading), self.max_rows, self._mask_for(leading))
+        positions = evenly(math.prod(leading), self.max_rows, self._mask_for(site.name, leading))
         return flat[positions.to(x.device)], positions
 
-    def _mask_for(self, leading: torch.Size) -> Tensor | None:
-        if self.mask is None or leading not in (self.mask.shape, (self.mask.numel(),)):
+    def _mask_for(self, name: str, leading: torch.Size) -> Tensor | None:
+        mask = attention_mask(self.batch, name)
+        if mask is None or leading not in (mask.shape, (mask.numel(),)):
             return None
-        return self.mask.reshape(-1) != 0
+        return mask.reshape(-1) != 0
 
     def _patches(self, base: Any, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
         dims = base.weight.dim() - 2
         batched = x if x.dim() == dims + 2 else x[None]
         spatial = out.shape[-dims:]
         positions = evenly(len(batched) * math.prod(spatial), self.max_rows, None)
-        return patches(base, batched, positions, tuple(spatial)), positions
+        return patches(base, batched)[positions.to(x.device)], positions
 
     def _once(self, rows: Tensor) -> Tensor:
         rows = rows.detach()
@@ -217,32 +220,6 @@ def evenly(count: int, most: int, mask: Tensor | None) -> Tensor:
     counted = torch.arange(count) if mask is None else mask.nonzero()[:, 0].cpu()
     kept = min(most, len(counted))
     return counted[torch.arange(kept) * len(counted) // kept]
-
-
-def patches(base: Any, x: Tensor, positions: Tensor, spatial: tuple[int, ...]) -> Tensor:
-    """Return what a convolution reads for some of its output positions, as rows.
-
-    Args:
-        base: The convolution.
-        x: Its input, shape ``(batch, channels, space...)``.
-        positions: Positions in the flattened ``(batch, out space...)``, shape ``(k,)``.
-        spatial: Extent of the output in space.
-
-    Returns:
-        Shape ``(k, channels * kernel...)``, in the order of ``weight.flatten(1)``.
-    """
-    padded = F.pad(x, base._reversed_padding_repeated_twice).movedim(1, -1)
-    image, *places = torch.unravel_index(positions.to(x.device), (len(x), *spatial))
-    dims = len(spatial)
-    index = [image.reshape(-1, *(1,) * dims)]
-    for axis, (place, step, spread, extent) in enumerate(
-        zip(places, base.stride, base.dilation, base.kernel_size, strict=True)
-    ):
-        read = place[:, None] * step + torch.arange(extent, device=x.device) * spread
-        shape = [len(positions), *(1,) * dims]
-        shape[axis + 1] = extent
-        index.append(read.reshape(shape))
-    return padded[tuple(index)].movedim(-1, 1).flatten(1)
 
 
 def _rows_of_output(kind: str, base: Any, out: Any) -> Tensor | None:

@@ -28,6 +28,7 @@ from asymlora.tasks.task import Batch, Prepared
 from asymlora.theory.learning_rates import transfer
 from asymlora.theory.rate_laws import Setting
 from asymlora.train.advice_options import KEPT, AdvisingSettings, refuse_chosen
+from asymlora.train.baseline import fit_head
 from asymlora.train.callbacks import Observer, Silent
 from asymlora.train.methods import ADAPTER
 from asymlora.train.optimizers import optimizer_class
@@ -191,15 +192,7 @@ def _to_accelerator(model: nn.Module, *, packed: bool) -> None:
 def _fit_head(prepared: Prepared, recipe: Recipe, watcher: Observer) -> bool:
     if prepared.fit_head is None or recipe.train.head_start != "probe":
         return False
-    watcher.stage("Fitting the head alone on features of the frozen model")
-    total, read = sum(map(len, prepared.parts.values())), 0
-
-    def done(rows: int) -> None:
-        nonlocal read
-        read += rows
-        watcher.progress("features", read, total, {})
-
-    head = prepared.fit_head(done)
+    head = fit_head(prepared.fit_head, prepared, watcher)
     if head.copy_to_model is None:
         return False
     head.copy_to_model()

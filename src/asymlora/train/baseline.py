@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from asymlora.atomic import write_file
-from asymlora.tasks.task import Prepared
+from asymlora.tasks.task import Done, HeadAlone, Prepared
 from asymlora.train.callbacks import Observer
 from asymlora.train.trainer import AdapterTrainer
 
@@ -71,15 +72,7 @@ def measure_baseline(
         watcher.stage("Scoring the base model")
         evidence = trainer.evidence_of(prepared.test)
     else:
-        watcher.stage("Fitting the head alone on features of the frozen model")
-        total, read = sum(map(len, prepared.parts.values())), 0
-
-        def done(rows: int) -> None:
-            nonlocal read
-            read += rows
-            watcher.progress("features", read, total, {})
-
-        head = prepared.fit_head(done)
+        head = fit_head(prepared.fit_head, prepared, watcher)
         evidence = head.evidence
         if copies_head and head.copy_to_model is not None:
             head.copy_to_model()
@@ -95,3 +88,25 @@ def measure_baseline(
         seconds=time.monotonic() - started,
         data_sha256=data_sha256,
     )
+
+
+def fit_head(fit: Callable[[Done], HeadAlone], prepared: Prepared, watcher: Observer) -> HeadAlone:
+    """Fit the head alone, and tell how far it is.
+
+    Args:
+        fit: The task's ``fit_head``.
+        prepared: The task.
+        watcher: Who is told.
+
+    Returns:
+        The head.
+    """
+    watcher.stage("Fitting the head alone on features of the frozen model")
+    total, read = sum(map(len, prepared.parts.values())), 0
+
+    def done(rows: int) -> None:
+        nonlocal read
+        read += rows
+        watcher.progress("features", read, total, {})
+
+    return fit(done)
