@@ -31,9 +31,12 @@ class Facts:
     reload_difference: float
 
     def show(self) -> Facts:
-        """Print one line each."""
-        for name, value in asdict(self).items():
-            print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+        """Print one line each, in one write: several processes may share a terminal or a pipe."""
+        lines = (
+            f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
+            for name, value in asdict(self).items()
+        )
+        print("".join(f"{line}\n" for line in lines), end="", flush=True)
         return self
 
 
