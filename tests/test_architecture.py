@@ -35,6 +35,7 @@ LAYERS = (
     ("diagnostics",),
     ("tasks",),
     ("train",),
+    ("sweep",),
     ("report",),
     ("commands",),
     ("cli",),
@@ -51,7 +52,9 @@ DOORS = {
     "jsonargparse": ("commands", "cli"),
     "yaml": ("train",),
     "peft": ("peft_forward", "peft_conversion", "train"),
-    "ray": (),
+    "ray": ("sweep",),
+    "optuna": ("sweep",),
+    "statsmodels": ("sweep",),
     "plotly": ("report",),
 }
 
