@@ -39,8 +39,7 @@ from asymlora.train.advising import advise_recipe
 from asymlora.train.callbacks import Silent, quiet_transformers
 from asymlora.train.methods import METHODS
 from asymlora.train.range_rules import RangeSettings
-from asymlora.train.range_test import at_rate
-from asymlora.train.recipe import Recipe
+from asymlora.train.recipe import Recipe, at_rate
 from asymlora.train.run_folder import RunFolder
 from asymlora.train.settings import make_trainer
 from paired_runs import RESULTS, sweep_octaves, write_records

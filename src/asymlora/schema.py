@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, cast
 from asymlora.errors import SpecError, UnknownKeyError, UnknownNameError, nearest
 
 T = TypeVar("T")
+_type_hints = functools.cache(typing.get_type_hints)  # most of the time of making a recipe, of which a sweep makes many
 
 
 def to_mapping(obj: object) -> dict[str, Any]:
@@ -108,7 +109,7 @@ class _WrongNameError(_WrongTypeError):
 
 def _converted(cls: type, mapping: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
     # All problems of one object in one message; a lone wrong word keeps its own class.
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     values: dict[str, Any] = {}
     problems: list[_WrongTypeError] = []
     for key, value in mapping.items():

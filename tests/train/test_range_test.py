@@ -18,8 +18,8 @@ from asymlora.tasks.task import Prepared
 from asymlora.train import processes
 from asymlora.train.methods import METHODS
 from asymlora.train.range_rules import RangeSettings, RangeTest
-from asymlora.train.range_test import at_rate, range_test
-from asymlora.train.recipe import Recipe, TrainRecipe
+from asymlora.train.range_test import range_test
+from asymlora.train.recipe import Recipe, TrainRecipe, at_rate
 from train.test_every_task import TASKS
 
 SHORT = RangeSettings(steps=12, probe_steps=2, most_probes=1, highest=100.0)

@@ -33,8 +33,8 @@ from asymlora.train.callbacks import Observer, Silent
 from asymlora.train.methods import ADAPTER
 from asymlora.train.optimizers import optimizer_class
 from asymlora.train.range_rules import RangeTest
-from asymlora.train.range_test import at_rate, range_test
-from asymlora.train.recipe import Recipe
+from asymlora.train.range_test import range_test
+from asymlora.train.recipe import Recipe, at_rate
 from asymlora.train.settings import memory_sentence, refuse_unavailable
 
 _SCORED_ROWS = 400

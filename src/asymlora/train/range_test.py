@@ -7,20 +7,17 @@ the network as it was, bit for bit. The rules by which it decides are in `asymlo
 from __future__ import annotations
 
 import math
-import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from asymlora.diagnostics.advised_rate import BELOW_EDGE
 from asymlora.errors import DivergedError, SpecError
@@ -43,7 +40,8 @@ from asymlora.train.range_rules import (
     rise_rule,
     steepest_rate,
 )
-from asymlora.train.recipe import Recipe, TrainRecipe
+from asymlora.train.recipe import Recipe
+from asymlora.train.restoring import restored
 from asymlora.train.run_folder import RunFolder
 from asymlora.train.settings import make_trainer
 from asymlora.train.trainer import AdapterTrainer
@@ -133,23 +131,6 @@ def range_test(
     )
 
 
-def at_rate(train: TrainRecipe, lr: float) -> TrainRecipe:
-    """Return training settings with another learning rate, and every absolute rate in its old ratio to it.
-
-    Args:
-        train: The settings.
-        lr: The new ``train.lr``.
-
-    Example:
-        >>> at_rate(TrainRecipe(lr=1e-3, lr_head=5e-4), 2e-3).lr_head
-        0.001
-    """
-    given = {name: getattr(train, name) for name in ("lr_A", "lr_B", "lr_head")}
-    moved = {name: rate * lr / train.lr for name, rate in given.items() if rate is not None}
-    # A recipe is read by people: 0.00023, not 0.00022999999999999998.
-    return replace(train, lr=lr, **{name: float(f"{rate:.12g}") for name, rate in moved.items()})
-
-
 def _bare(recipe: Recipe, steps: int) -> Recipe:
     train = replace(
         recipe.train, steps=steps, evaluate_every=steps, patience=None, report_to=(), schedule="constant",
@@ -222,49 +203,3 @@ class _Ramp(TrainerCallback):
         self.told(len(self.losses), self.losses[-1])
         if self.until is not None and self.until(self.losses):
             control.should_training_stop = True
-
-
-@contextmanager
-def restored(network: nn.Module) -> Iterator[None]:
-    """Put back, at the end, all that a training changes: values, gradients, modes, hooks, wrappers and random states.
-
-    Args:
-        network: What is trained inside.
-
-    Yields:
-        Nothing.
-    """
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    tensors = [*parameters, *network.buffers()]
-    values, grads = [t.detach().clone() for t in tensors], [p.grad for p in parameters]
-    own = _attributes(network)
-    states = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices):
-        for parameter in parameters:
-            parameter.grad = None
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, value in zip(tensors, values, strict=True):
-                    tensor.copy_(value)
-            for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.grad = grad
-            for kept, content in own:
-                kept.clear()
-                kept.update(content)
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
-def _attributes(network: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
-    # Each module's own attributes, its tables of hooks and its configuration's, with what they hold now: Accelerate
-    # leaves its autocast there, checkpointing its flags and hooks, the Trainer a cache that is switched off.
-    found: dict[int, dict[Any, Any]] = {}
-    for module in network.modules():
-        of_module = vars(module)
-        hooks = [value for name, value in of_module.items() if "hooks" in name and isinstance(value, dict)]
-        configs = [vars(value) for value in of_module.values() if isinstance(value, PreTrainedConfig)]
-        found |= {id(table): table for table in (of_module, *hooks, *configs)}
-    return [(table, dict(table)) for table in found.values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -184,8 +184,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, every field written out."""
-        # Not allow_unicode: PyYAML then writes some control characters in a form that it reads back as another.
-        return _yaml().safe_dump(self.to_dict(), sort_keys=False)
+        return yaml_text(self.to_dict())
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,6 +227,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SpecError(f"{path} holds {type(content).__name__}; a mapping of recipe keys is needed.")
     return content
+
+
+def at_rate(train: TrainRecipe, lr: float) -> TrainRecipe:
+    """Return training settings with another learning rate, and every absolute rate in its old ratio to it.
+
+    Args:
+        train: The settings.
+        lr: The new ``train.lr``.
+
+    Example:
+        >>> at_rate(TrainRecipe(lr=1e-3, lr_head=5e-4), 2e-3).lr_head
+        0.001
+    """
+    given = {name: getattr(train, name) for name in ("lr_A", "lr_B", "lr_head")}
+    moved = {name: rate * lr / train.lr for name, rate in given.items() if rate is not None}
+    # A recipe is read by people: 0.00023, not 0.00022999999999999998.
+    return replace(train, lr=lr, **{name: float(f"{rate:.12g}") for name, rate in moved.items()})
+
+
+def yaml_text(content: Mapping[str, Any]) -> str:
+    """Return plain nested values as YAML, in their order, the inverse of `read_yaml`.
+
+    Args:
+        content: Mappings, lists, text, numbers, booleans, None.
+    """
+    # Not allow_unicode: PyYAML then writes some control characters in a form that it reads back as another.
+    return _yaml().safe_dump(dict(content), sort_keys=False)
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
