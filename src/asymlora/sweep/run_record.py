@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from asymlora.errors import SpecError
@@ -50,7 +51,7 @@ class RunJob:
     rivals: Sequence[Mapping[int, float]] | None = None
     prune_eta: int = 2
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Twenty hexadecimal digits that stand for the resolved recipe and the repetition."""
         return run_id(self.recipe, repeat=self.repeat)
@@ -69,6 +70,24 @@ def run_id(recipe: Recipe, *, repeat: int = 0) -> str:
     """
     canonical = json.dumps({"recipe": recipe.to_dict(), "repeat": repeat}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+
+
+def cell_label(arm: str, axes: Mapping[str, Any]) -> str:
+    """Return what a cell is called: its arm and its point of the further axes.
+
+    Args:
+        arm: Name of the arm.
+        axes: Values of the further axes by the recipe's dotted field name.
+
+    Example:
+        >>> cell_label("init_a", {"train.batch_size": 16}), cell_label("init_a", {"adapter.targets": ["q", "v"]})
+        ('init_a, train.batch_size 16', 'init_a, adapter.targets q+v')
+    """
+    return ", ".join([arm, *(f"{name} {_value_text(value)}" for name, value in axes.items())])
+
+
+def _value_text(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
