@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from asymlora.adapter_reading import read_adapter
 from asymlora.checkpoint import AdapterSaver, PartSaveRefusal
 from asymlora.errors import AdapterFileError, AlreadyAttachedError
 from asymlora.fitting import fill, match_spec, refuse_differing, refuse_unfit
-from asymlora.installing import InputGradient, drawn_factors, install, starts_nonzero
+from asymlora.installing import Factors, InputGradient, drawn_factors, install, starts_nonzero
 from asymlora.layers import AdapterLayer, set_flag
 from asymlora.sharding import refuse_sharded
 from asymlora.site_view import attached, find_attached, refuse_folded, set_attachment, sites
@@ -54,6 +54,23 @@ def attach(model: M, spec: AdapterSpec) -> M:
           (base_layer): Linear(in_features=6, out_features=4, bias=True)
         )
     """
+    return attach_drawn(model, spec, drawn_factors)
+
+
+def attach_drawn(model: M, spec: AdapterSpec, draw: Callable[[Mapping[str, nn.Module], AdapterSpec], Factors]) -> M:
+    """Do what `attach` does, with factors from elsewhere.
+
+    Args:
+        model: As for `attach`.
+        spec: The adapter.
+        draw: Gives what `asymlora.installing.drawn_factors` does, and keeps none of the tensors: they are trained.
+
+    Returns:
+        The same model.
+
+    Raises:
+        AlreadyAttachedError: The model carries an adapter.
+    """
     if find_attached(model) is not None:
         raise AlreadyAttachedError(
             f"This {type(model).__name__} carries an adapter already. Call asymlora.detach(model) or"
@@ -63,7 +80,7 @@ def attach(model: M, spec: AdapterSpec) -> M:
     saved = match_saved_modules(model, spec.modules_to_save)
     bases = match_targets(model, spec, saved)
     nonzero = starts_nonzero(bases, spec, model)
-    factors = drawn_factors(bases, spec)
+    factors = draw(bases, spec)
     return install(model, spec, factors, saved, starts={name: factors[name] for name in nonzero})
 
 

@@ -32,6 +32,7 @@ the built-in exception that older code would catch.
     │   └── DiskSpaceError
     ├── DivergedError (ArithmeticError)        the loss or a weight is no longer finite
     ├── UnhealthyError (RuntimeError)          a strict run met its first verdict
+    ├── SweepFailedError (RuntimeError)        the first runs of a sweep all failed
     ├── IdentityError (ArithmeticError)        numbers that are equal by algebra differ by more than rounding
     ├── LostProcessError (RuntimeError)        another process of the run has ended
     └── MissingPackageError (ImportError)      an optional package, or a package that ships a model or data
@@ -148,7 +149,16 @@ class DiskSpaceError(RunFolderError):
 
 
 class DivergedError(AsymloraError, ArithmeticError):
-    """The loss or a trained weight is no longer finite."""
+    """The loss or a trained weight is no longer finite.
+
+    Args:
+        message: What was not finite, and what to do.
+        step: The optimizer step at which that was seen; None where it is not known.
+    """
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class IdentityError(AsymloraError, ArithmeticError):
@@ -157,6 +167,10 @@ class IdentityError(AsymloraError, ArithmeticError):
 
 class UnhealthyError(AsymloraError, RuntimeError):
     """A run that was to stop at the first verdict on its health met one."""
+
+
+class SweepFailedError(AsymloraError, RuntimeError):
+    """The first runs of a sweep all failed, so that the others were not begun."""
 
 
 class LostProcessError(AsymloraError, RuntimeError):

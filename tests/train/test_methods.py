@@ -256,3 +256,20 @@ def test_the_list_names_the_method_and_another_one_is_refused(tmp_path: Path) ->
     _change(tmp_path / "kept" / "trained.json", lambda content: content.pop("tensors"))
     with pytest.raises(AdapterFileError, match="no list of tensors"):
         method.check(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_kept_in_memory_is_what_a_file_keeps(name: str, tmp_path: Path) -> None:
+    recipe = _recipe(name)
+    method, network = _put_on(recipe)
+    optimizer = _optimizer(method, network, recipe)
+    _steps(method, network, optimizer, last=4)
+    put_back, logits = method.keep(network), _logits(network)
+    method.save(network, tmp_path / "kept")
+    _steps(method, network, optimizer, first=5, last=6)
+    assert not torch.equal(_logits(network), logits)
+    put_back()
+    assert torch.equal(_logits(network), logits)
+    method.save(network, tmp_path / "put-back")
+    for file in method.files:
+        assert (tmp_path / "kept" / file).read_bytes() == (tmp_path / "put-back" / file).read_bytes()

@@ -237,3 +237,37 @@ def test_lengths_choose_the_length_grouped_order(tmp_path: Path) -> None:
     lengths = [len(row["input_ids"]) for row in _rows()]
     assert isinstance(_trainer(tmp_path, lengths=lengths)._get_train_sampler(), LengthGroupedSampler)
     assert not isinstance(_trainer(tmp_path)._get_train_sampler(), LengthGroupedSampler)
+
+
+def test_the_best_step_is_kept_in_memory_as_on_disk(tmp_path: Path) -> None:
+    trained: list[dict[str, Tensor]] = []
+    for name in ("disk", "memory"):
+        trainer = _trainer(
+            tmp_path / name,
+            eval_strategy="steps",
+            eval_steps=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="score",
+            greater_is_better=True,
+        )
+        scores = iter((0.1, 0.9, 0.9))  # a tie keeps the earlier one
+        trainer.compute_metrics = lambda _, scores=scores: {"score": next(scores)}
+        if name == "memory":
+            trainer.keep_in_memory()
+        trainer.train()
+        assert trainer.state.best_global_step == 4
+        trained.append({n: p.detach().clone() for n, p in trainer.network.named_parameters() if p.requires_grad})
+    assert trained[0].keys() == trained[1].keys()
+    assert all(torch.equal(value, trained[1][n]) for n, value in trained[0].items())
+    assert list((tmp_path / "memory").iterdir()) == []
+
+
+def test_a_skipped_scoring_draws_what_a_scoring_draws(tmp_path: Path) -> None:
+    trainer, states = _trainer(tmp_path), []
+    for scores in (lambda: trainer.predict(_rows(4)), trainer.skip_scoring):  # pyright: ignore[reportArgumentType]
+        torch.manual_seed(0)
+        scores()
+        states.append(torch.get_rng_state())
+    torch.manual_seed(0)
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], torch.get_rng_state())

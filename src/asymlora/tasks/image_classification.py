@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from asymlora.tasks.augmentation import Augmentation
 from asymlora.tasks.environments import divided
+from asymlora.tasks.head_draws import HeadDraws
 from asymlora.tasks.image_models import ImageModel, head_features, load_image_model
 from asymlora.tasks.images import ImageItems, decode, refuse_broken
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
@@ -87,6 +88,12 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         test=test,
         scoring=scoring,
         heads=loaded.heads,
+        draw_head=HeadDraws(
+            loaded.model,
+            loaded.heads,
+            seed=head_seed,
+            reload=lambda: load_image_model(model, label_names=parts.label_names, size=data.image_size).model,
+        ),
         label_names=parts.label_names,
         loss=mean_loss,
         fit_head=fit_head,

@@ -106,6 +106,8 @@ class Prepared:
         loss: Mean loss of a batch from the model's output, the batch's ``labels`` and the number of targets in all
             batches of the step (None: of this one); None: the model's own.
         fit_head: Fits the head alone; None where the baseline is the base model as it is.
+        draw_head: Draws what is fresh in the model again, in place and before anything is put on it: to the values that
+            it has when the task is prepared with that ``head_seed``; None where nothing is fresh.
         environments: Further sets that the closing figures are quoted on, by name.
         closing: Further measurements at the end, of the base and of the adapted model, by name.
         notes: Sentences that the user should read before the training: rows dropped, inputs cut.
@@ -124,6 +126,7 @@ class Prepared:
     task_type: str | None = None
     loss: Callable[[Any, Tensor, Tensor | int | None], Tensor] | None = None
     fit_head: Callable[[Done], HeadAlone] | None = None
+    draw_head: Callable[[int], None] | None = None
     environments: Mapping[str, Items] = field(default_factory=dict)
     closing: Mapping[str, Callable[[nn.Module], dict[str, float]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ from asymlora.tasks.classifiers import (
     token_limit,
 )
 from asymlora.tasks.environments import divided
+from asymlora.tasks.head_draws import HeadDraws
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.tasks.linear_probe import fit_number_probe, fit_probe
 from asymlora.tasks.sources import load_table
@@ -114,6 +115,7 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         environments={name: sets[name] for name in elsewhere},
         scoring=scoring,
         heads=heads,
+        draw_head=HeadDraws(network, heads, seed=head_seed, reload=partial(_built_again, network, model, names)),
         label_names=parts.label_names,
         # PEFT's class for the task exists only for the classes that transformers has.
         task_type=None if isinstance(network, MeanPooledClassifier) else "SEQ_CLS",
@@ -121,6 +123,12 @@ def prepare(model: ModelRecipe, data: DataRecipe, *, task: str, head_seed: int) 
         dropped=parts.dropped,
     )
     return _with_head_alone(prepared)
+
+
+def _built_again(network: PreTrainedModel, model: ModelRecipe, names: tuple[str, ...]) -> PreTrainedModel:
+    if isinstance(network, MeanPooledClassifier):
+        return MeanPooledClassifier(network.config)  # its head is drawn here, before a file is read
+    return load_with_heads(model, label_names=names)[0]
 
 
 def _require_room(tokenizer: PreTrainedTokenizerBase, limit: int, *, pairs: bool) -> None:

@@ -135,6 +135,10 @@ class DynamicsCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take hooks off that a step has left."""
+        self.release()
+
+    def release(self) -> None:
+        """Take hooks off that a step has left: the Trainer does not tell of the end of a training that raised."""
         self._inside.close()
 
 

@@ -119,6 +119,7 @@ class HealthWatch(TrainerCallback):
         self.every = interval(recipe, 0 if self.note else sum(1 for _ in sites(network)))
         self.dynamics: FeatureDynamics | None = None
         self.monitor: HealthMonitor | None = None
+        self._measuring: DynamicsCallback | None = None
         self._fresh: list[Verdict] = []
         if not processes.is_first() or recipe.train.sharding == "fsdp":
             return
@@ -137,7 +138,9 @@ class HealthWatch(TrainerCallback):
             This watch.
         """
         if self.dynamics is not None:
-            DynamicsCallback(self.dynamics).add_to(trainer)  # before this one, which reads what it has measured
+            self._measuring = DynamicsCallback(self.dynamics).add_to(
+                trainer
+            )  # before this one, which reads what it has measured
         trainer.add_callback(self)
         return self
 
@@ -165,6 +168,11 @@ class HealthWatch(TrainerCallback):
         health = {"sites": watched, "steps": steps, "note": self.note, "verdicts": told}
         self.folder.write_health(health)
         return health
+
+    def release(self) -> None:
+        """Take off the hooks that a step has left which raised."""
+        if self._measuring is not None:
+            self._measuring.release()
 
     def _take(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.folder.record_dynamics(rows)

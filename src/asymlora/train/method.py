@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from asymlora.factor_spec import FactorSpec
 from asymlora.schema import refuse_values
 from asymlora.spec import AdapterSpec
 from asymlora.train.recipe import Recipe, TrainRecipe
+from asymlora.train.trained_file import trained_tensors
 
 
 class Method(Protocol):
@@ -125,6 +126,24 @@ class Method(Protocol):
             folder: Written by `save`.
         """
         ...
+
+    def keep(self, network: nn.Module) -> Callable[[], None]:
+        """Copy the trained values in memory, to go on or go back: what `save` writes and `fill` reads, without a file.
+
+        Args:
+            network: What `put_on` gave.
+
+        Returns:
+            Puts the values of now back into the same network.
+        """
+        kept = [(tensor, tensor.detach().clone()) for tensor in trained_tensors(network).values()]
+
+        def put_back() -> None:
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+
+        return put_back
 
     def load(self, model: nn.Module, recipe: Recipe, heads: tuple[str, ...], folder: Path) -> nn.Module:
         """Put on a pretrained model what a run has trained.

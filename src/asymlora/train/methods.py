@@ -5,17 +5,20 @@ A further method is a class and its row in `METHODS`; those of PEFT are in `asym
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from asymlora.attaching import attach, load_adapter
+from asymlora.attaching import attach_drawn, load_adapter
 from asymlora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, fill, read_adapter, save_adapter
 from asymlora.errors import SpecError
+from asymlora.installing import Factors, drawn_factors
 from asymlora.merging import merge
 from asymlora.optim import param_groups
+from asymlora.spec import AdapterSpec
 from asymlora.targets import match_saved_modules
 from asymlora.train.method import Method, refuse_unread
 from asymlora.train.peft_methods import PEFT_METHODS
@@ -32,17 +35,26 @@ from asymlora.train.trained_file import (
 __all__ = ["ADAPTER", "METHODS", "InFull", "Method", "OurAdapter"]
 _HEADS = "asymlora_heads"
 _PACKED = ("nf4", "int8")
+Draw = Callable[[Mapping[str, nn.Module], AdapterSpec], Factors]
+"""From base layers by path and a spec to the start of both factors of each."""
 
 
 # An adapter of ours --------------------------------------------------------------------------------------------------
 
 
 class OurAdapter(Method):
-    """An `asymlora` adapter by the recipe's spec."""
+    """An `asymlora` adapter by the recipe's spec.
+
+    Args:
+        draw: Gives the start of the factors, as `asymlora.installing.drawn_factors` does.
+    """
 
     name = "adapter"
     label = "adapter"
     files = (CONFIG_FILE, WEIGHTS_FILE)
+
+    def __init__(self, draw: Draw = drawn_factors) -> None:
+        self.draw = draw
 
     def refuse_unused(self, recipe: Recipe) -> None:
         """Refuse a gradient correction where ``A`` is trained.
@@ -62,7 +74,7 @@ class OurAdapter(Method):
     def put_on(self, model: nn.Module, recipe: Recipe, heads: tuple[str, ...]) -> nn.Module:
         """Attach the adapter, the heads trained in full beside it."""
         in_full = tuple(dict.fromkeys((*recipe.adapter.modules_to_save, *heads)))
-        return attach(model, replace(recipe.adapter, modules_to_save=in_full))
+        return attach_drawn(model, replace(recipe.adapter, modules_to_save=in_full), self.draw)
 
     def groups(self, network: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
         """Return what `asymlora.param_groups` does, by the recipe's rates."""

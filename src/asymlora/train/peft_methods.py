@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,6 +269,23 @@ class PeftMethod(Method):
             set_peft_model_state_dict(tuned, load_file(folder / WEIGHTS_FILE))
         if self.kind == "adalora":
             _fill_allocator(tuned, folder / ALLOCATOR_FILE)
+
+    def keep(self, network: nn.Module) -> Callable[[], None]:
+        """Copy the trained values, and of AdaLoRA what its allocator has counted."""
+        put_values_back = super().keep(network)
+        if self.kind != "adalora":
+            return put_values_back
+        tuned = _tuned(network)
+        allocator, config = tuned.base_model.rankallocator, tuned.peft_config["default"]
+        counted, pattern = {kind: dict(getattr(allocator, kind)) for kind in _IMPORTANCE}, config.rank_pattern
+
+        def put_back() -> None:
+            put_values_back()
+            for kind, values in counted.items():
+                setattr(allocator, kind, dict(values))
+            config.rank_pattern = pattern
+
+        return put_back
 
     def merge(self, network: nn.Module) -> None:
         """Let PEFT fold the adapter into the layers it replaced."""

@@ -235,7 +235,7 @@ def _run(run: _Run, *, started: float) -> RunResult:
     train_seconds = recorder.seconds
     watcher.stage("Scoring the test part")
     after = _test(trainer, prepared)
-    _refuse_diverged(prepared.scoring.score(after.evidence), recipe)
+    refuse_diverged(prepared.scoring.score(after.evidence), recipe)
     if folder.writes or trainer.is_fsdp_enabled:  # what is sharded is gathered by all processes together
         run.method.save(run.network, folder.adapter, base_model=recipe.model.name, task_type=prepared.task_type)
     processes.wait()
@@ -302,10 +302,15 @@ def _test(trainer: AdapterTrainer, prepared: Prepared) -> _After:
     return _After(evidence=evidence, environments=environments, closing=closing)
 
 
-def _refuse_diverged(metrics: dict[str, float], recipe: Recipe) -> None:
+def refuse_diverged(metrics: Mapping[str, float], recipe: Recipe, *, part: str = "test") -> None:
+    """Refuse weights whose figures on a part of the rows are not finite.
+
+    Raises:
+        DivergedError: One is not.
+    """
     if bad := [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]:
         raise DivergedError(
-            f"The weights that were kept give {', '.join(bad)} on the test part, with train.lr={recipe.train.lr:.3g}."
+            f"The weights that were kept give {', '.join(bad)} on the {part} part, with train.lr={recipe.train.lr:.3g}."
             " Lower train.lr (a third is a fair next try)."
         )
 
@@ -326,8 +331,7 @@ def _result(
     )
     trained, _ = count_parameters(network)
     adapted = find_attached(network) is not None
-    # Only what is trained: PEFT keeps the head as it was beside the one that it trains.
-    heads = sum(p.numel() for head in _heads(run) for p in head.parameters() if p.requires_grad)
+    heads = head_values(network, prepared)
     return RunResult(
         folder=str(run.folder.path),
         task=run.recipe.task,
@@ -370,10 +374,19 @@ def _result(
     )
 
 
-def _heads(run: _Run) -> list[nn.Module]:
-    if find_attached(run.network) is not None:
-        return list(saved_modules(run.network).values())
-    return [run.prepared.model.get_submodule(path) for path in run.prepared.heads]
+def head_values(network: nn.Module, prepared: Prepared) -> int:
+    """Return how many values are trained of heads and of what else is trained in full.
+
+    Args:
+        network: What a method put on the task's model.
+        prepared: The task.
+    """
+    if find_attached(network) is not None:
+        heads = list(saved_modules(network).values())
+    else:
+        heads = [prepared.model.get_submodule(path) for path in prepared.heads]
+    # Only what is trained: PEFT keeps the head as it was beside the one that it trains.
+    return sum(p.numel() for head in heads for p in head.parameters() if p.requires_grad)
 
 
 def _bytes_to_write(network: nn.Module, recipe: Recipe) -> int:

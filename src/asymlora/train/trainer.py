@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -28,6 +28,8 @@ from asymlora.train.methods import METHODS, Method
 
 _STATE_FILE = "trainer_state.json"
 _SILENT_STEPS = 10
+_MEMORY = "in memory"
+"""Stands where the Trainer wants the path of the best checkpoint."""
 _NEEDED = ("optimizer.pt", "scheduler.pt", _STATE_FILE)
 
 
@@ -81,6 +83,8 @@ class AdapterTrainer(Trainer):
         self._own_steps: set[int] = set()
         self._silent: set[str] | None = None
         self._staging: Path | None = None
+        self._in_memory = False
+        self._put_best_back: Callable[[], None] | None = None
         # The flag by which the Trainer knows that a quantised model has adapters on it.
         unmarked = find_attached(model) is not None and not getattr(model, "_hf_peft_config_loaded", False)
         try:
@@ -90,6 +94,10 @@ class AdapterTrainer(Trainer):
         finally:
             if unmarked:
                 del model.__dict__["_hf_peft_config_loaded"]
+
+    def keep_in_memory(self) -> None:
+        """Keep the best step's weights in memory and write no checkpoint: the run cannot be resumed."""
+        self._in_memory = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer over named groups, one for each factor and kind."""
@@ -139,6 +147,13 @@ class AdapterTrainer(Trainer):
         self.predict(items)  # pyright: ignore[reportArgumentType]
         return self.evidence
 
+    def skip_scoring(self) -> None:
+        """Leave the random numbers as `evidence_of` leaves them, without running the model.
+
+        Each pass of a `DataLoader` draws one number from torch's global generator, from which dropout draws next.
+        """
+        iter(DataLoader([0]))  # pyright: ignore[reportArgumentType]
+
     def _metrics(self, scored: Any) -> dict[str, float]:
         assert self.scoring is not None
         self.evidence = self.scoring.evidence(scored.predictions, self._scored)
@@ -161,7 +176,7 @@ class AdapterTrainer(Trainer):
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
-            raise DivergedError(self._diverged(f"The loss is {loss.item()}"))
+            raise self._diverged(f"The loss is {loss.item()}")
         self._refuse_silent_sites()
         return loss
 
@@ -174,6 +189,10 @@ class AdapterTrainer(Trainer):
         # A loss of the task's own is a mean over all accumulated batches already; the model's is divided later.
         batches = self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1
         return loss + penalty / batches
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return the Trainer's estimate, which counts the model's parameters at each step, where a state is written."""
+        return 0 if self._in_memory else super().floating_point_ops(inputs)
 
     def _refuse_silent_sites(self) -> None:
         # A few steps, as a layer of a mixture of experts may not be called in each.
@@ -190,14 +209,16 @@ class AdapterTrainer(Trainer):
                 " the model does not call these layers, or reads their weights only. Leave them out of adapter.targets."
             )
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, what: str) -> DivergedError:
         groups = self.optimizer.param_groups if self.optimizer else []
         rates = ", ".join(f"{g.get('name', 'lr')} {g['lr']:.3g}" for g in groups)
         good = last_checkpoint(Path(str(self.args.output_dir)), self.method)
-        kept = f"The last good checkpoint is {good}." if good else "No checkpoint was written yet."
-        return (
-            f"{what} at step {self.state.global_step + 1}, with the learning rates {rates}. {kept} Lower train.lr (a"
-            " third is a fair next try), or look at the data of this step."
+        kept = f" The last good checkpoint is {good}." if good else " No checkpoint was written yet."
+        step = self.state.global_step + 1
+        return DivergedError(
+            f"{what} at step {step}, with the learning rates {rates}.{'' if self._in_memory else kept} Lower train.lr"
+            " (a third is a fair next try), or look at the data of this step.",
+            step=step,
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
@@ -218,7 +239,10 @@ class AdapterTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         bad = [n for n, p in self.network.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
         if bad:
-            raise DivergedError(self._diverged(f"{bad[0]} (and {len(bad) - 1} more) holds NaN or infinity"))
+            raise self._diverged(f"{bad[0]} (and {len(bad) - 1} more) holds NaN or infinity")
+        if self._in_memory:
+            self._keep_if_best()
+            return
         final = Path(super()._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._staging = final / f"{STAGING_PREFIX}{name}"
@@ -234,6 +258,11 @@ class AdapterTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
+
+    def _keep_if_best(self) -> None:
+        if self.state.best_global_step == self.state.global_step:
+            self._put_best_back = self.method.keep(self.network)
+            self.state.best_model_checkpoint = _MEMORY
 
     def _publish(self, staged: Path, final: Path) -> None:
         if self.state.best_global_step == self.state.global_step:
@@ -272,6 +301,9 @@ class AdapterTrainer(Trainer):
         self.method.fill(self.network, best if best.is_dir() else checkpoint)
 
     def _load_best_model(self) -> None:
+        if self._put_best_back is not None:
+            self._put_best_back()
+            return
         assert self.state.best_model_checkpoint is not None
         self.method.fill(self.network, Path(self.state.best_model_checkpoint))
 
