@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"asymlora: {error}. Nothing half-written was left under a final name.", file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+    except KeyboardInterrupt as interrupted:
+        print(" ".join(["\nInterrupted.", *map(str, interrupted.args)]), file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -95,6 +95,9 @@ _FILES = {
     "advise": "which factor to train where, at what rank and rate, from a short look at model and data",
     "theory": "run the papers' simulations and draw them",
     "diagnose": "look inside of adapters, or compare them",
+    "sweep": "compare arms, each at its own best learning rate, with statistics and a page",
+    "compare": "arms of a sweep, or results of several folders, beside each other",
+    "report": "write what sweeps and runs found: a page, Markdown, CSV or JSON",
 }
 """Commands with a file of their own in `asymlora.commands`."""
 
@@ -107,7 +110,7 @@ def _parser_of(name: str, argv: list[str]) -> Any:
     parser = import_module(f"asymlora.commands.{name}").parser
     if name == "estimate":
         return parser(recipe_options(Recipe().adapter, "adapter."))
-    if name == "advise":
+    if name in ("advise", "sweep"):
         return parser(recipe_options(Recipe()))
     if name != "theory":
         return parser()
