@@ -90,6 +90,12 @@ def test_the_summary_is_written_anew_from_the_rows() -> None:
     assert "of before" not in Path("sweep/report.md").read_text(encoding="utf-8")
 
 
+def test_a_table_of_a_sweep_without_runs_may_be_made_anew() -> None:
+    small_sweep.write_folder(Path("begun"), [])
+    argv = ["report", "begun", "--format", "csv"]
+    assert [main(argv), main(argv)] == [0, 0]
+
+
 def test_a_run_gets_no_summary() -> None:
     write_run(Path("run"))
     before = set(os.listdir("run"))
@@ -125,7 +131,10 @@ MISTAKES = {
     "no results": (["report", "."], "holds no results"),
     "newer store": (["report", "newer"], "99"),
     "no format": (["report", "sweep", "--format", "pdf"], "--format pdf is none. Allowed: html, md, csv, json."),
-    "no ending": (["report", "sweep", "--out", "a.txt"], "--out a.txt has no ending that is known. Allowed: .html"),
+    "no ending": (
+        ["report", "sweep", "--out", "a.txt"],
+        "--out a.txt has no ending that is known. Allowed: .html, .md, .csv, .json",
+    ),
     "other ending": (["report", "sweep", "--format=md", "--out", "a.html"], "Allowed: .md"),
     "no place": (["report", "sweep", "--out", "no/a.html"], "there is no folder no"),
 }

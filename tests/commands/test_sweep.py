@@ -55,6 +55,10 @@ def test_a_sweep_is_run_shown_and_gone_on_with(recipe: str, tmp_path: Path, caps
     assert [row.to_dict() for row in again[:8]] == [row.to_dict() for row in first.rows]
     assert [(row.phase, row.seed) for row in again[8:]] == [("closing", 2), ("closing", 2)]
 
+    # Typed again in part, it is another sweep, or one whose arms are others: that is said.
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The plan is another than before (then / now): closing_seeds: [0, 1] / [0, 1, 2]." in said
+
     # Moved, it still reads.
     shutil.move(out, tmp_path / "elsewhere")
     assert main(["report", str(tmp_path / "elsewhere"), "--format", "csv"]) == 0
@@ -83,6 +87,16 @@ def test_a_sweep_that_is_there_is_not_harmed(recipe: str, tmp_path: Path, capsys
     assert _sweep(recipe, *ONE, "--train.steps", "5", "--out", str(out), "--resume") == EXIT_ERROR
     assert "recipe.train.steps: 6 / 5" in capsys.readouterr().err
     assert (out / "runs.jsonl").read_bytes() == rows
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_where_no_sweep_is_none_is_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dry: tuple[str, ...]
+) -> None:
+    out = tmp_path / "mistyped"
+    assert _sweep("--out", str(out), "--resume", *dry) == EXIT_ERROR
+    assert "There is no sweep in" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_store_of_a_newer_version_is_left_alone(

@@ -33,14 +33,14 @@ def test_without_a_word_the_three_starts_are_compared_on_the_embedded_model() ->
 
 def test_every_word_has_its_place() -> None:
     words: dict[str, Any] = {"arm": ["b_only", "b16=b_only:rank=16"], "axis": ["train.batch_size=8,16"]}
-    words |= {"lr": "1e-3..1e-2:2", "lr_bounds": "1e-5..1", "no_grow": True, "seeds": "3", "tuning_seeds": "1"}
+    words |= {"lr": "1e-3..1e-2:2", "lr_bounds": "1e-5..1", "seeds": "3", "tuning_seeds": "1"}
     words |= {"match": "compute", "prune": True, "prune_eta": 3, "repeats": 2, "margin": 0.01, "threads": 1}
     plan = _plan({"train": {"steps": 40}}, **words)
     assert plan.recipe.train.steps == 40
     assert [arm.name for arm in plan.arms] == ["b_only", "b16"]
     assert plan.axes[0].values == (8, 16)
     assert plan.rates == (1e-3, 3.16228e-3, 1e-2)
-    assert (plan.bounds, plan.grow) == ((1e-5, 1.0), False)
+    assert (plan.bounds, plan.grow) == ((1e-5, 1.0), True)
     assert (plan.closing_seeds, plan.tuning_seeds) == ((0, 1, 2), (100,))
     assert (plan.match, plan.prune, plan.prune_eta, plan.repeats) == ("compute", True, 3, 2)
     assert (plan.margin, plan.threads) == (0.01, 1)
@@ -67,6 +67,10 @@ def test_seeds_are_numbers_or_lists_and_never_the_same(
 ) -> None:
     plan = _plan(seeds=seeds, tuning_seeds=tuning)
     assert (plan.closing_seeds, plan.tuning_seeds) == (closing, chosen)
+
+
+def test_a_grid_is_kept_from_growing() -> None:
+    assert not _plan(no_grow=True).grow
 
 
 def test_a_search_takes_the_place_of_the_grid() -> None:
@@ -102,6 +106,9 @@ def test_a_plan_with_a_search_is_read_back_as_it_was() -> None:
         ({"lr": "1e-3", "search": ["train.lr=1e-4..1e-2"]}, "--search takes the place of the grid"),
         ({"trials": 4}, "are of a search"),
         ({"search": ["train.lr=1e-4..1e-2"], "sampler": "grid"}, "sampler"),
+        ({"prune_eta": 3}, "give --prune"),
+        ({"lr_bounds": "1e-5..1", "no_grow": True}, "leave --no-grow out"),
+        ({"search": ["train.lr=1e-4..1e-2"], "no_grow": True}, "--search has none"),
         ({"margin": -1.0}, "margin=-1.0 must be a number above 0"),
     ],
 )

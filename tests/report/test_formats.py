@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,15 @@ def test_csv_keeps_commas_quotes_and_lines_inside_a_cell(tmp_path: Path) -> None
 
 
 def test_csv_of_no_run_is_a_head_alone(tmp_path: Path) -> None:
-    assert csv_text(analysed(small_sweep.write_folder(tmp_path / "begun", []))) == "folder\n"
+    text = csv_text(analysed(small_sweep.write_folder(tmp_path / "begun", [])))
+    assert text.startswith("folder,id,phase,arm,")  # as `asymlora report` knows its own files
+    assert text.count("\n") == 1
+
+
+def test_csv_holds_no_formula(tmp_path: Path) -> None:
+    rows = [small_sweep.row("=1+1", lr=1e-3, seed=0, phase="closing")]
+    (line,) = _csv_rows(csv_text(analysed(small_sweep.write_folder(tmp_path / "@sweep", rows, arms=("=1+1",)))))
+    assert (line["folder"], line["arm"], line["lr"]) == ("'@sweep", "'=1+1", "0.001")
 
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
@@ -148,6 +157,16 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
     assert all(len(row) == len(first[0]) for row in first)
     assert first[2][0] == r"a\|b \<script\>alert(1)\</script\> \`x\` \*y\* \[z\](u)"
     assert "with `a'b'`" in text
+
+
+def test_a_recipe_does_not_end_its_own_block(results: list[Analysed]) -> None:
+    import yaml
+
+    (records, summary), template = results[0], "```` <script>\n"
+    plan = {**records.plan, "recipe": {"template": template}}
+    text = markdown([Analysed(replace(records, plan=plan), summary)], command="")
+    (recipe,) = re.findall(r"^`````yaml\n(.*?)^`````$", text, re.DOTALL | re.MULTILINE)
+    assert yaml.safe_load(recipe) == {"template": template}
 
 
 def test_text_that_needs_no_escape_is_left_alone() -> None:

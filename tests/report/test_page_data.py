@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 import small_sweep
-from asymlora.report.page_data import cell_label, cell_labels, page_data, spans
+from asymlora.report.page_data import cell_labels, page_data, row_label, spans
 
 
 def test_every_run_is_there_once_with_the_number_of_its_row() -> None:
@@ -62,11 +62,20 @@ def test_cells_are_named_as_the_summary_names_them_and_marked_with_its_intervals
     assert data["cells"][0]["closing"] == list(small_sweep.CLOSING_SEEDS)
 
 
+def test_cells_on_an_axis_of_lists_are_those_of_the_summary() -> None:
+    rows = [replace(row, axes={"adapter.targets": ["q", "v"]}) for row in small_sweep.rows(arms=("init_a",))]
+    records = small_sweep.records(rows, arms=("init_a",), axes={"adapter.targets": [["q", "v"]]})
+    assert records.summary is not None
+    (cell,) = page_data(rows, similarity=[], summary=records.summary, name="mine")["cells"]
+    assert cell["label"] == "init_a, adapter.targets q+v"
+    assert cell["best_rate"] == records.summary["cells"][0]["best_rate"] is not None
+
+
 def test_points_of_a_search_are_one_cell_for_each_arm() -> None:
     points = [small_sweep.row("b_only", lr=lr, seed=0, phase="search", axes={"train.batch_size": n})
               for n, lr in enumerate((1e-3, 2e-3))]  # fmt: skip
-    assert {cell_label(row) for row in points} == {"b_only, searched"}
-    assert cell_label(replace(points[0], phase="tuning")) == "b_only, train.batch_size 0"
+    assert {row_label(row) for row in points} == {"b_only, searched"}
+    assert row_label(replace(points[0], phase="tuning")) == "b_only, train.batch_size 0"
 
 
 def test_pairs_of_adapters_point_at_their_runs_and_keep_every_site() -> None:

@@ -159,6 +159,26 @@ def test_an_interval_is_shown_of_all_seeds_and_a_range_of_fewer(opened: Opened) 
     assert "range of the seeds" in opened.page.locator("#figure-closing .said").inner_text()
 
 
+@SLOW
+def test_closing_runs_at_an_older_rate_and_points_of_a_search_do_not_mix_with_what_was_found(
+    browser: Any, folder: Path
+) -> None:
+    older = [small_sweep.row("init_a", lr=1e-2, seed=seed, phase="closing") for seed in small_sweep.CLOSING_SEEDS]
+    points = [small_sweep.row("init_b", lr=lr, seed=100, phase="search") for lr in (2e-4, 4e-2)]  # the latter diverged
+    records = small_sweep.records([*small_sweep.rows(), *older, *points])
+    path = folder / "older.html"
+    path.write_text(sweep_page([records], command="x"), encoding="utf-8")
+    opened = Opened(browser.new_page(), path)
+    assert records.summary is not None
+    shown = [t["x"][0] for t in opened.traces("closing") if t["meta"] == "95 % interval"]
+    assert shown == pytest.approx([100 * cell["mean"] for cell in records.summary["cells"]])
+    said = opened.page.locator("#figure-closing .said").inner_text()
+    assert said == "Closing runs at another rate than the arm's are not drawn. Drawn now: runs 37-54."
+    edges = [t["hovertext"] for t in opened.traces("metric") if t.get("meta") == "edge"]
+    assert edges == ["init_a: diverged from 3e-2 on", "init_b: diverged from 1e-2 on"]
+    opened.page.close()
+
+
 @pytest.mark.parametrize("figure", ["closing", *(pytest.param(f, marks=SLOW) for f in FIGURES if f != "closing")])
 def test_a_figure_downloads_as_a_table_of_what_it_shows(opened: Opened, figure: str) -> None:
     opened.tick("arms", 0)

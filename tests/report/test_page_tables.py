@@ -10,12 +10,10 @@ from asymlora.report.page_tables import (
     best_cell,
     cost_table,
     environment_table,
-    outline,
     pairs_table,
     results_table,
     runs_table,
 )
-from asymlora.train.recipe import Recipe
 
 
 def _summary(**arguments: Any) -> tuple[Any, Any]:
@@ -98,9 +96,28 @@ def test_versions_and_hardware_are_named_and_may_be_missing() -> None:
     assert not environment_table({}).rows
 
 
-def test_the_outline_of_a_recipe_is_yaml_of_it() -> None:
-    import yaml
+def test_memory_is_that_of_the_cell_alone() -> None:
+    rows = [
+        replace(row, peak_memory_bytes=row.rank * 10**8) for row in small_sweep.rows(arms=("init_a",), ranks=(4, 8))
+    ]
+    summary = small_sweep.records(rows, arms=("init_a",), axes={"adapter.rank": [4, 8]}).summary
+    assert summary is not None
+    assert [row[8] for row in cost_table(summary, rows).rows] == ["400 MB", "800 MB", ""]
 
-    awkward = {"text": "yes", "colon": "a: b", "empty": {}, "list": [1, "2"], "number": "12", "rate": 1e-3}
-    values = {**Recipe().to_dict(), "awkward": awkward}
-    assert yaml.safe_load(outline(values)) == values
+
+def test_runs_of_a_search_are_counted_once_whether_or_not_it_has_ended() -> None:
+    arms = ("init_a", "b_only")
+    points = [small_sweep.row(arm, lr=lr, seed=100, phase="search") for arm in arms for lr in (1e-3, 2e-3)]
+    rows = [*points, small_sweep.row("b_only", lr=2e-3, seed=0, phase="closing")]
+    summary = small_sweep.records(rows, arms=arms).summary
+    assert summary is not None
+    *parts, whole = [row[3] for row in cost_table(summary, rows).rows]
+    assert whole == "5"
+    assert sum(map(int, parts)) == 5
+
+
+def test_a_small_p_is_never_zero() -> None:
+    summary, _ = _summary()
+    pairs = [{**pair, "p": 2 / 2**20, "p_adjusted": 0.25} for pair in summary["comparisons"]]
+    row = pairs_table({**summary, "comparisons": pairs}).rows[0]
+    assert row[5:7] == ["< 0.0001", "0.2500"]

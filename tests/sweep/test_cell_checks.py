@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from asymlora.errors import AttachError, NoTargetError, SpecError
 from asymlora.sweep.axes import parse_arm
 from asymlora.sweep.cell_checks import pruning_problem, ready_cells
-from asymlora.sweep.grid import SweepPlan
+from asymlora.sweep.grid import SweepPlan, cells
 from asymlora.train.recipe import Recipe
 
 
@@ -56,3 +57,8 @@ def test_early_stopping_without_scores_on_the_way_is_a_problem(small_recipe: dic
     assert problem is not None
     assert "b_only, init_a has none" in problem
     assert pruning_problem(_plan(small_recipe, "b_only", "init_a"), ready_cells(silent)) is None
+
+
+def test_early_stopping_with_one_rate_is_a_problem(small_recipe: dict[str, Any]) -> None:
+    plan = replace(_plan(small_recipe, "b_only", prune=True), rates=(1e-3,))
+    assert "with one rate there are none" in str(pruning_problem(plan, cells(plan)))

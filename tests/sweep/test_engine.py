@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asymlora.errors import SpecError, SweepFailedError
+from asymlora.errors import DiskSpaceError, SpecError, SweepFailedError
 from asymlora.sweep.axes import parse_arm, parse_axis, parse_rates
 from asymlora.sweep.engine import FIRST_FAILURES, run_sweep
 from asymlora.sweep.executors import InProcess
@@ -133,7 +133,7 @@ def test_an_interrupted_sweep_ends_with_the_runs_of_a_whole_one(tmp_path: Path, 
 class _Reversed(InProcess):
     """Ends its runs in the reverse order, as several workers might."""
 
-    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Iterator[RunRow]:
+    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Generator[RunRow]:
         """Do the runs from the last to the first."""
         return super().run(list(reversed(jobs)), told=told)
 
@@ -197,6 +197,49 @@ def test_a_sweep_whose_first_runs_all_fail_is_stopped(tmp_path: Path) -> None:
     assert len(bowl.done) == FIRST_FAILURES
 
 
+def test_what_is_left_of_a_sweep_may_all_fail(tmp_path: Path) -> None:
+    bowl = Bowl(best=dict.fromkeys(ARMS, 1e-3), broken=("init_a",))
+    with pytest.raises(KeyboardInterrupt):
+        _run(_plan(), bowl, tmp_path / "sweep", observer=_Killed(5 * 2 + 4))
+    assert [cell.best_rate for cell in _run(_plan(), bowl, tmp_path / "sweep", resume=True).cells] == [1e-3, None]
+    assert Counter(row.phase for row in read_sweep(tmp_path / "sweep").rows if row.arm == "b_only")["closing"] == 3
+
+
+def test_a_run_keeps_the_name_and_the_part_that_it_had(tmp_path: Path) -> None:
+    bowl = Bowl(best=dict.fromkeys((*ARMS, "mine"), 1e-3))
+    _run(_plan(), bowl, tmp_path / "sweep")
+    with pytest.raises(SpecError, match=r"'mine' is what this sweep has run as 'b_only'"):
+        _run(_plan(arms=(parse_arm("mine=b_only"),)), bowl, tmp_path / "sweep", resume=True)
+    with pytest.raises(SpecError, match=r"Seed 0 of b_only at rate 0\.001 was a closing run"):
+        _run(_plan(tuning_seeds=(0,), closing_seeds=(7,)), bowl, tmp_path / "sweep", resume=True)
+
+
+def test_leaving_ends_the_runs_that_go_on_at_once(tmp_path: Path) -> None:
+    ended: list[str] = []
+
+    class Noting(InProcess):
+        def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Generator[RunRow]:
+            try:
+                yield from super().run(jobs, told=told)
+            finally:
+                ended.append("runs")
+
+        def close(self) -> None:
+            ended.append("executor")
+
+    class Full(SilentObserver):
+        def ended(self, row: RunRow) -> None:
+            raise DiskSpaceError("It is full.")
+
+    folder = claim(tmp_path / "sweep", resume=False, overwrite=False)
+    with (
+        pytest.raises(DiskSpaceError),
+        Noting(folder.path, work=partial(work_of, Bowl(best=dict.fromkeys(ARMS, 1e-3)))) as executor,
+    ):
+        run_sweep(_plan(), cells(_plan()), folder, executor=executor, observer=Full())
+    assert ended == ["runs", "executor"]
+
+
 def test_one_rate_alone_is_not_tuned(tmp_path: Path) -> None:
     summary = _run(_plan(rates=(1e-3,)), Bowl(best=dict.fromkeys(ARMS, 1e-3)), tmp_path / "sweep")
     assert {row.phase for row in read_sweep(tmp_path / "sweep").rows} == {"closing"}
@@ -225,3 +268,21 @@ def test_a_search_closes_at_its_best_point(tmp_path: Path) -> None:
     assert {row.lr for row in closing} == {best.lr}
     assert {row.rank for row in closing} == {best.rank}
     assert {tuple(row.axes.items()) for row in closing} == {(("adapter.rank", best.rank),)}
+
+
+def test_a_point_that_is_proposed_twice_is_run_once(tmp_path: Path) -> None:
+    search = Search(space=(parse_searched("adapter.rank=4,8"),), trials=8, sampler="random")
+    bowl = Bowl(best={"b_only": 1e-3})
+    _run(_plan(search=search, arms=(parse_arm("b_only"),), tuning_seeds=(100,)), bowl, tmp_path / "sweep")
+    assert max(Counter(bowl.done).values()) == 1
+    assert Counter(row.phase for row in read_sweep(tmp_path / "sweep").rows) == {"search": 2, "closing": 3}
+
+
+def test_points_of_a_search_that_are_behind_stop_early(tmp_path: Path) -> None:
+    search = Search(space=(parse_searched("train.lr=1e-5..1e-1"),), trials=12, sampler="random")
+    plan = _plan(search=search, arms=(parse_arm("b_only"),), prune=True)
+    _run(plan, Bowl(best={"b_only": 3e-3}), tmp_path / "sweep")
+    found = [row for row in read_sweep(tmp_path / "sweep").rows if row.phase == "search"]
+    first = search.batch * 2
+    assert {row.status for row in found[:first]} == {"finished"}  # with nobody to be behind
+    assert "pruned" in {row.status for row in found[first:]}

@@ -11,10 +11,12 @@ from asymlora.errors import SpecError
 from asymlora.sweep.axes import parse_arm, parse_axis
 from asymlora.sweep.grid import SweepPlan
 from asymlora.sweep.plan_checks import notes, plan_problems
+from asymlora.sweep.searching import Search, parse_searched
 
 GOOD: dict[str, Any] = {"rates": (1e-4, 1e-3, 1e-2), "arms": (parse_arm("init_a"), parse_arm("b_only"))}
 SIZES = (parse_axis("train.batch_size=16,32"),)
 RANKS = (parse_axis("adapter.rank=4,8"),)
+SEARCH = Search(space=(parse_searched("train.lr=1e-4..1e-2"), parse_searched("adapter.rank=4,8")))
 
 
 def _arms(*texts: str) -> dict[str, Any]:
@@ -54,6 +56,10 @@ def _arms(*texts: str) -> dict[str, Any]:
         ({"match": "parameters", **_arms("init_a", "b_only:rank=4")}, "arm 'b_only:rank=4' sets its own"),
         ({"match": "compute", **_arms("init_a", "x=b_only:train.steps=9")}, "sets train.steps .* arm 'x' sets its own"),
         ({"match": "compute", "axes": (parse_axis("train.steps=9,10"),)}, "train.steps .* it is an axis"),
+        ({"axes": RANKS, "search": SEARCH}, "adapter.rank is an axis and is searched too"),
+        ({"search": SEARCH, **_arms("b_only:rank=4", "init_a")}, "arm 'b_only:rank=4' sets adapter.rank, .* searched"),
+        ({"search": SEARCH, **_arms("b_only", "full")}, "arm 'full' does not read adapter.rank, which is searched"),
+        ({"search": SEARCH, "match": "parameters"}, "match=parameters sets adapter.rank .* and it is searched"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(values: dict[str, Any], words: str) -> None:

@@ -93,6 +93,7 @@ def test_a_pruned_point_counts_by_where_it_stopped() -> None:
         ({"low": math.nan, "high": 1.0}, "empty range"),
         ({}, "over nothing"),
         ({"name": "adapter.rank", "choices": (4, "many")}, "adapter.rank"),
+        ({"choices": (1e-3, -1.0)}, "train.lr=-1.0 is no number above 0"),
         ({"name": "adapter.rank", "low": -2, "high": 4, "whole": True}, "rank"),
     ],
 )
@@ -122,6 +123,7 @@ def test_what_is_typed_becomes_a_space(text: str, searched: Searched) -> None:
         ("train.lr", SpecError, "--search train.lr: Write FIELD=LOW..HIGH"),
         ("train.rate=1..2", UnknownKeyError, "--search train.rate=1..2: 'train.rate' names no field"),
         ("adapter.rank=few..many", SpecError, "no number"),
+        ("train.lr=1e-3,large", SpecError, "'large' is no number"),
         ("train.schedule=linear..cosine", SpecError, "no number"),
         ("adapter.rank=8..4", SpecError, "empty range"),
     ],

@@ -152,6 +152,27 @@ def test_another_base_is_refused_by_key_and_more_of_the_rest_is_not(begun: Path)
         require_same_base(begun, other)
     with pytest.raises(SpecError, match=r"margin: None / 0\.01"):
         require_same_base(begun, {**stored, "margin": 0.01})
+    with pytest.raises(SpecError, match=r"prune: None / True"):
+        require_same_base(begun, {**stored, "prune": True})
+
+
+def test_an_arm_of_one_name_is_not_redefined(tmp_path: Path) -> None:
+    small, large, more = (
+        {"name": name, "word": "b_only", "options": {"adapter.rank": rank}}
+        for name, rank in (("small", 4), ("small", 8), ("more", 8))
+    )
+    plan = {"version": 1, "match": "parameters", "arms": [small], "axes": [{"field": "train.steps", "values": [5]}]}
+    with claim(tmp_path / "sweep", resume=False, overwrite=False).begun(json.dumps(plan)):
+        pass
+    longer = [{"field": "train.steps", "values": [5, 10]}]
+    require_same_base(tmp_path / "sweep", {**plan, "arms": [small, more], "axes": longer})
+    for changed, said in (
+        ({"arms": [large]}, r"arms\.small\.options\.adapter\.rank: 4 / 8"),
+        ({"arms": [more, small]}, "first arm: 'small' / 'more'"),
+        ({"axes": []}, "axes: "),
+    ):
+        with pytest.raises(SpecError, match=said):
+            require_same_base(tmp_path / "sweep", {**plan, **changed})
 
 
 def test_a_moved_folder_reads_the_same(begun: Path, tmp_path: Path) -> None:

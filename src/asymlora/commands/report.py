@@ -56,7 +56,8 @@ def run(options: dict[str, Any]) -> int:
     """
     form = _format(options.get("format"), options.get("out"))
     folders: list[str] = options["folders"]
-    out = _out(options.get("out"), folders, form=form)
+    endings = tuple(ENDINGS.values()) if options.get("format") is None else (ENDINGS[form],)
+    out = _out(options.get("out"), folders, form=form, endings=endings)
     _refuse_foreign(out, form, named=options.get("out") is not None, overwrite=bool(options.get("overwrite")))
     from rich.console import Console
 
@@ -84,9 +85,9 @@ def _format(asked: str | None, out: str | None) -> str:
     return asked
 
 
-def _out(out: str | None, folders: Sequence[str], *, form: str) -> Path:
+def _out(out: str | None, folders: Sequence[str], *, form: str, endings: Sequence[str]) -> Path:
     if out is not None:
-        check_file(out, "out", (ENDINGS[form],))
+        check_file(out, "out", endings)
         return Path(out)
     return (Path(folders[0]) if len(folders) == 1 else Path()) / f"report{ENDINGS[form]}"
 

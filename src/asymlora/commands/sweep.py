@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asymlora.errors import MissingPackageError, RunExistsError, SpecError
+from asymlora.errors import MissingPackageError, NothingToResumeError, RunExistsError, SpecError
 
 RATES = "1e-4..1e-2"
 _NOT_READ = ("train.lr", "train.seed", "adapter.seed", "train.sharding", "train.report_to", "train.keep_checkpoints")
@@ -69,7 +69,7 @@ def _add_grid(made: Any) -> None:
     made.add_argument("--prune-eta", type=int, help="of the runs at a rung, one in so many goes on; default 2")
     made.add_argument("--repeats", type=int, help="repeat a closing run of each cell so often, for the machine's noise")
     made.add_argument("--margin", type=float, help="largest difference that counts as none, for equivalence")
-    made.add_argument("--threads", type=int, help="threads of each run; default: torch's, of a worker its share")
+    made.add_argument("--threads", type=int, help="threads of each run; default: torch's, in workers one")
 
 
 def _add_search(made: Any) -> None:
@@ -108,7 +108,8 @@ def run(options: dict[str, Any]) -> int:
         The exit code.
 
     Raises:
-        SpecError: Early stopping is asked for and nothing could be stopped.
+        SpecError: Early stopping is asked for and nothing could be stopped, or another sweep is resumed.
+        NothingToResumeError: Nothing but ``--resume`` is said, and there is no sweep.
     """
     from asymlora.sweep.choosing_executor import refuse_places
     from asymlora.sweep.sweep_folder import claim, require_same_base
@@ -117,8 +118,8 @@ def run(options: dict[str, Any]) -> int:
     own = {name: given.pop(name, None) for name in _OWN}
     words = {name: given.pop(name, None) for name in _PLAN}
     refuse_places(own["executor"] or "inline", **{name: own[name] for name in ("workers", "memory", "address")})
-    resume, overwrite = bool(own["resume"]), bool(own["overwrite"])
-    folder = None if own["dry_run"] else claim(own["out"], resume=resume, overwrite=overwrite)
+    resume, overwrite, dry = (bool(own[name]) for name in ("resume", "overwrite", "dry_run"))
+    folder = claim(own["out"], resume=resume, overwrite=overwrite) if resume or not dry else None
     stored = _stored_plan(folder, own, words, given)
     from asymlora.commands.sweep_plan import plan_of
 
@@ -134,7 +135,7 @@ def run(options: dict[str, Any]) -> int:
     cells = ready_cells(plan)
     if problem := pruning_problem(plan, cells):
         raise SpecError(problem)
-    if folder is None:
+    if folder is None or dry:
         return _forecast(plan, cells, own)
     return _sweep(plan, cells, folder, own)
 
@@ -145,8 +146,13 @@ def _stored_plan(folder: Any, own: dict[str, Any], words: dict[str, Any], given:
     from asymlora.sweep.sweep_folder import stored_plan
 
     said = own["recipe"] or given or any(value not in (None, False) for value in words.values())
-    if folder is None or not folder.resumes or said:
+    if folder is None or not own["resume"] or said:
         return None
+    if not folder.resumes:
+        raise NothingToResumeError(
+            f"There is no sweep in {folder.path} to go on with. Begin it without --resume, or repeat its recipe and"
+            " options beside --resume."
+        )
     return SweepPlan.from_dict(stored_plan(folder.path))
 
 
@@ -172,7 +178,7 @@ def _sweep(plan: Any, cells: Any, folder: Any, own: dict[str, Any]) -> int:
 
     console = Console()
     folder.check_space(_bytes_to_write(plan, cells))
-    for note in (*notes(plan), *(note for cell in cells for note in cell.notes)):
+    for note in (*_changed(plan, folder), *notes(plan), *(note for cell in cells for note in cell.notes)):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Sweep folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
     executor = make_executor(
@@ -191,6 +197,15 @@ def _sweep(plan: Any, cells: Any, folder: Any, own: dict[str, Any]) -> int:
     if not own["no_page"]:
         _write_page(console, folder.path)
     return 0
+
+
+def _changed(plan: Any, folder: Any) -> list[str]:
+    # What is typed beside --resume is the whole plan, so what was not typed again is seen to go.
+    from asymlora.sweep.sweep_folder import stored_plan
+    from asymlora.train.recipe import differing_keys
+
+    changed = differing_keys(stored_plan(folder.path), plan.to_dict()) if folder.resumes else []
+    return [f"The plan is another than before (then / now): {'; '.join(changed)}."] if changed else []
 
 
 def _interrupted(path: Path) -> KeyboardInterrupt:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asymlora.errors import SpecError
+from asymlora.schema import refuse_values
 from asymlora.sweep.axes import parse_arm, parse_axis, parse_rates
 from asymlora.sweep.grid import SweepPlan, seeds_of
 from asymlora.sweep.searching import Search, parse_searched
@@ -26,7 +27,11 @@ def plan_of(file: str | None, given: Mapping[str, Any], words: Mapping[str, Any]
 
     Returns:
         The plan.
+
+    Raises:
+        SpecError: A word says nothing, or an option does nothing beside the others.
     """
+    _refuse_idle(words)
     recipe = Recipe.load(file, given) if file else Recipe.from_dict(given)
     closing, tuning = _seeds(words)
     values: dict[str, Any] = {
@@ -43,6 +48,16 @@ def plan_of(file: str | None, given: Mapping[str, Any], words: Mapping[str, Any]
     }
     plain = ("match", "prune_eta", "repeats", "margin", "threads")
     return SweepPlan(**values, **{name: words[name] for name in plain if words[name] is not None})
+
+
+def _refuse_idle(words: Mapping[str, Any]) -> None:
+    wrong = {
+        "--prune-eta is of early stopping: give --prune": words["prune_eta"] is not None and not words["prune"],
+        "--lr-bounds is how far a grid may grow: leave --no-grow out": words["lr_bounds"] and words["no_grow"],
+        "--lr-bounds and --no-grow are of a grid, and --search has none": words["search"]
+        and (words["lr_bounds"] or words["no_grow"]),
+    }
+    refuse_values([said for said, idle in wrong.items() if idle])
 
 
 def _rates(words: Mapping[str, Any]) -> tuple[float, ...]:

@@ -8,9 +8,17 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from asymlora.report.cost_tables import size
-from asymlora.report.sweep_tables import Sheet, drawn, duration, gain, interval_text, listed, metric_text
+from asymlora.report.sweep_tables import (
+    Sheet,
+    drawn,
+    duration,
+    gain,
+    interval_text,
+    listed,
+    metric_text,
+    rate_or_dash,
+)
 from asymlora.sweep.comparing import Compared, ComparedCell
-from asymlora.sweep.rates import rate_text
 from asymlora.sweep.verdicts import Shown
 
 
@@ -46,7 +54,7 @@ def results_sheet(compared: Compared) -> Sheet:
         found, shown = cell.found, summary_of(cell)
         texts = [str(len(found["closing"]) or "-"), metric_text(shown, found["mean"])]
         texts += [interval_text(shown, found["interval"]), metric_text(shown, gain(shown, found), sign=True)]
-        texts.append("-" if found["closing_rate"] is None else rate_text(found["closing_rate"]))
+        texts.append(rate_or_dash(found["closing_rate"]))
         rows.append((cell.label, *([cell.metric] if mixed else []), *texts))
     what = "Metrics" if mixed else f"{metrics[0][:1].upper()}{metrics[0][1:]}"
     heads = ("cell", *(["metric"] if mixed else []), "seeds", "mean", "95 % interval", "gain", "rate")

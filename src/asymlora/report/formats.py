@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple, cast
 
 from asymlora import __version__
@@ -14,12 +15,14 @@ from asymlora.report.sweep_tables import Sheet, cost_line, metric_text, sentence
 from asymlora.sweep.rates import rate_text
 from asymlora.sweep.run_record import RunRow
 from asymlora.sweep.sweep_folder import SweepRecords
-from asymlora.train.recipe import Recipe
+from asymlora.train.recipe import yaml_text
 
 FORMAT_VERSION = 1
 _CURVES = ("losses", "scores", "dynamics")
 """Fields of a row that hold a value a step; one line of a CSV cannot."""
 _NESTED = ("axes", "test", "before", "recipe")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a text begins with that spreadsheets take for a formula."""
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 _INSIDE_A_WORD = re.compile(r"(?<=\w)\\_(?=\w)")
 
@@ -67,15 +70,19 @@ def json_text(results: Sequence[Analysed], *, command: str) -> str:
 def csv_text(results: Sequence[Analysed]) -> str:
     """Return one line a run: what it was, how it ended, its metrics, its recipe under dotted names; no curves.
 
+    A text that a spreadsheet would take for a formula has an apostrophe before it.
+
     Args:
         results: The folders.
     """
-    lines = [{"folder": records.name, **_flat_row(row)} for records, _ in results for row in records.rows]
+    lines = [{"folder": _cell(records.name), **_flat_row(row)} for records, _ in results for row in records.rows]
     # One order for all: the recipes of some rows have keys that others have not.
     own = list(dict.fromkeys(key for line in lines for key in line if not key.startswith("recipe.")))
     heads = own + sorted({key for line in lines for key in line if key.startswith("recipe.")})
+    if not lines:
+        heads = ["folder", *(field.name for field in fields(RunRow) if field.name not in (*_CURVES, *_NESTED))]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=heads or ["folder"], restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=heads, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
@@ -132,7 +139,9 @@ def _table(sheet: Sheet) -> list[str]:
 def _provenance(records: SweepRecords) -> list[str]:
     environment = _items(records.environment)
     plan = _items({key: value for key, value in records.plan.items() if key != "recipe"})
-    recipe = Recipe.from_dict(records.plan["recipe"]).to_yaml()
+    recipe = yaml_text(records.plan.get("recipe") or {})
+    # Longer than any in the recipe: a prompt's template may hold one.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
     return [
         f"## Where the figures of {escaped(records.name)} come from",
         "",
@@ -140,7 +149,7 @@ def _provenance(records: SweepRecords) -> list[str]:
         "",
         *(["### Environment", "", *environment, ""] if environment else []),
         *(["### Plan", "", *plan, ""] if plan else []),
-        *("### Recipe", "", "```yaml", recipe.rstrip(), "```", ""),
+        *("### Recipe", "", f"{fence}yaml", recipe.rstrip(), fence, ""),
     ]
 
 
@@ -181,6 +190,8 @@ def _cell(value: Any) -> Any:
     # JSON's words, so that a reader tells true from "true" by the column alone and lists come back as they were.
     if value is None:
         return ""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
     return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | list | tuple | dict) else value
 
 

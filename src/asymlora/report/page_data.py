@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from statistics import median
 from typing import Any
 
-from asymlora.sweep.run_record import RunRow
+from asymlora.sweep.run_record import RunRow, cell_label
 
 Plain = dict[str, Any]
 SEARCHED = "searched"
@@ -30,7 +30,7 @@ def page_data(
         name: Name of its folder.
 
     Returns:
-        ``name``; ``metric``, ``greater_is_better``, ``scale`` and ``unit``; ``cells``; ``steps``: lists of steps, which
+        ``name``; ``metric``, ``greater_is_better`` and ``scale``; ``cells``; ``steps``: lists of steps, which
         curves name by number; ``runs``, whose short keys `_run` explains; ``similarity``.
     """
     labels = cell_labels(rows, summary)
@@ -42,7 +42,6 @@ def page_data(
         "metric": summary.get("metric") or (first.metric if first else ""),
         "greater_is_better": summary.get("greater_is_better", first.greater_is_better if first else True),
         "scale": summary.get("scale", 1.0),
-        "unit": summary.get("unit", ""),
         "cells": [{"label": label, **found.get(label, {})} for label in labels],
         "runs": [_run(row, number, labels, curves) for number, row in enumerate(rows, 1)],
         "steps": curves.steps,
@@ -53,10 +52,10 @@ def page_data(
 def cell_labels(rows: Iterable[RunRow], summary: Mapping[str, Any]) -> list[str]:
     """Return the names of all cells: the summary's in its order, then those of further rows."""
     known = [str(cell["label"]) for cell in summary.get("cells", ())]
-    return list(dict.fromkeys([*known, *(cell_label(row) for row in rows)]))
+    return list(dict.fromkeys([*known, *(row_label(row) for row in rows)]))
 
 
-def cell_label(row: RunRow) -> str:
+def row_label(row: RunRow) -> str:
     """Return the name of a row's cell: its arm and its place on further axes.
 
     Args:
@@ -67,7 +66,7 @@ def cell_label(row: RunRow) -> str:
     """
     if row.phase == "search":
         return f"{row.arm}, {SEARCHED}"
-    return ", ".join([row.arm, *(f"{field} {value}" for field, value in row.axes.items())])
+    return cell_label(row.arm, row.axes)
 
 
 def spans(numbers: Iterable[int]) -> str:
@@ -112,7 +111,7 @@ def _run(row: RunRow, number: int, labels: Sequence[str], curves: _Curves) -> Pl
     """Return ``n``: number of the run in the page's table, ``c``: of its cell, and so on; absent is what is None."""
     values: Plain = {
         "n": number,
-        "c": labels.index(cell_label(row)),
+        "c": labels.index(row_label(row)),
         "p": row.phase,
         "s": row.seed,
         "k": row.rank,
@@ -120,13 +119,11 @@ def _run(row: RunRow, number: int, labels: Sequence[str], curves: _Curves) -> Pl
         "st": row.status,
         "v": _finite(row.validation),
         "t": {key: _finite(value) for key, value in row.test.items()} if row.test else None,
-        "b": {key: _finite(value) for key, value in row.before.items()} if row.before else None,
         "l": curves.of(row.losses),
         "e": curves.of(row.scores),
         "d": curves.of(row.dynamics),
         "x": row.diverged_at,
         "m": row.metric,
-        "r": row.repeat or None,
     }
     return {key: value for key, value in values.items() if value is not None}
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from asymlora.report.cost_tables import size
-from asymlora.report.page_data import cell_label
+from asymlora.report.page_data import row_label
 from asymlora.report.sweep_tables import (
+    PHASES,
     duration,
     gain,
+    interval_head,
     interval_text,
     metric_text,
     octaves_text,
+    place_text,
+    rate_or_dash,
 )
 from asymlora.sweep.rates import rate_text
 from asymlora.sweep.run_record import RunRow
 
 Record = Mapping[str, Any]
-_PHASES = ("tuning", "search", "closing", "repeat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +51,7 @@ def results_table(summary: Record) -> PageTable:
         summary: As `asymlora.sweep.summary.Summary.to_dict` gives it.
     """
     metric = summary["metric"] or "metric"
-    levels = {cell["interval"]["level"] for cell in summary["cells"] if cell["interval"]}
-    interval = f"{levels.pop():.0%} interval" if len(levels) == 1 else "interval"
-    heads = ["arm", f"test {metric}", interval, "gain", "seeds", "best rate", "which lies", "validation"]
+    heads = ["arm", f"test {metric}", interval_head(summary), "gain", "seeds", "best rate", "which lies", "validation"]
     heads += ["octaves", "diverges from", "trained"]
     rows = [
         [
@@ -60,20 +60,21 @@ def results_table(summary: Record) -> PageTable:
             interval_text(summary, cell["interval"]),
             metric_text(summary, gain(summary, cell), sign=True),
             str(len(cell["closing"])),
-            _rate(cell["closing_rate"] or cell["best_rate"]),
-            f"{cell['best_at'] or '-'}{', bound' if cell['at_bound'] else ''}",
+            rate_or_dash(cell["closing_rate"] or cell["best_rate"]),
+            place_text(cell),
             metric_text(summary, cell["best_validation"]),
             octaves_text(cell["basin"]),
-            _rate(cell["divergence_edge"]),
-            f"{cell['trained_parameters']:,}",
+            rate_or_dash(cell["divergence_edge"]),
+            f"{cell['trained_parameters']:,}" if cell["trained_parameters"] else "-",
         ]
         for cell in summary["cells"]
     ]
     best = best_cell(summary)
     strong = [number for number, cell in enumerate(summary["cells"]) if best and cell["label"] == best["label"]]
+    less = "" if summary["greater_is_better"] else " Less is better."
     caption = (
-        "Test part, fresh seeds at each arm's best rate; the arm with the best mean in bold. Gain: over the model"
-        " before the first step. Octaves: width of the rates within one noise floor of the best."
+        f"Test part, fresh seeds at each arm's best rate; the arm with the best mean in bold.{less} Gain: over the"
+        " model before the first step. Octaves: width of the rates within one noise floor of the best."
     )
     return PageTable(caption=caption, heads=heads, rows=rows, words=(0, 6), strong=strong)
 
@@ -93,17 +94,20 @@ def pairs_table(summary: Record) -> PageTable:
             str(len(pair["differences"])),
             _p_text(pair["p"]),
             _p_text(pair["p_adjusted"]),
+            _p_text(pair["p_beyond"]),
             pair["outcome"],
             "-" if pair["seeds_needed"] is None else f"{pair['seeds_needed']:,}",
         ]
         for pair in summary["comparisons"]
     ]
-    heads = ["first", "second", "first less second", "interval", "pairs", "p", "p, Holm", "outcome", "pairs needed"]
+    heads = ["first", "second", "first less second", "interval", "pairs", "p", "p, Holm", "p, beyond", "outcome"]
+    heads.append("pairs needed")
     caption = (
-        "Differences on the test part, paired by seed; p of the exact sign-flip test. Pairs needed: to find a"
-        " difference as large as this one with a probability of 80 %."
+        "Differences on the test part, paired by seed; p of the sign-flip test. Beyond: p, corrected by Holm, of what"
+        " is left of the difference once another rate is allowed for; it decides which arm is better. Pairs needed: to"
+        " find a difference as large as this one with a probability of 80 %."
     )
-    return PageTable(caption=caption, heads=heads, rows=rows, words=(0, 1, 7))
+    return PageTable(caption=caption, heads=heads, rows=rows, words=(0, 1, 8))
 
 
 def cost_table(summary: Record, rows: Sequence[RunRow]) -> PageTable:
@@ -113,8 +117,10 @@ def cost_table(summary: Record, rows: Sequence[RunRow]) -> PageTable:
         summary: As for `results_table`.
         rows: Rows of the sweep.
     """
-    texts = [_cost(cell, [row for row in rows if row.arm == cell["arm"]]) for cell in summary["cells"]]
-    whole = summary["cost"].get("all")
+    texts = [_cost(cell, [row for row in rows if row_label(row) == cell["label"]]) for cell in summary["cells"]]
+    whole, searching = summary["cost"].get("all"), _searching(summary)
+    if searching:
+        texts.append(["searching", "", "", *_spent([searching]), ""])
     if whole:
         texts.append(["all", "", "", *_spent([whole]), ""])
     heads = [
@@ -149,7 +155,7 @@ def runs_table(summary: Record, rows: Sequence[RunRow]) -> PageTable:
             str(number),
             row.id,
             row.phase,
-            cell_label(row),
+            row_label(row),
             rate_text(row.lr),
             str(row.seed),
             row.status,
@@ -196,45 +202,26 @@ def best_cell(summary: Record) -> Record | None:
     return max(known, key=lambda cell: sign * cell["mean"], default=None)
 
 
-def outline(values: Record, indent: str = "") -> str:
-    """Return nested plain values as lines that are YAML: what holds nothing nested on one line, as JSON.
-
-    Args:
-        values: A mapping with plain values.
-        indent: What each line begins with.
-
-    Example:
-        >>> print(outline({"train": {"lr": 0.001, "lr_A": None}, "arms": ["a"]}))
-        train:
-          lr: 0.001
-          lr_A: null
-        arms: ["a"]
-    """
-    return "\n".join(_lines(values, indent))
-
-
-def _lines(values: Record, indent: str) -> Iterator[str]:
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and len(cast("Record", value)) > 0
-        if nested:
-            yield f"{indent}{key}:"
-            yield from _lines(cast("Record", value), indent + "  ")
-        else:
-            yield f"{indent}{key}: {_scalar(value)}"
-
-
-def _scalar(value: Any) -> str:
-    plain = isinstance(value, str) and value.replace("_", "").replace("-", "").isalnum() and not value[0].isdigit()
-    if plain and str(value).lower() not in ("null", "true", "false", "yes", "no", "on", "off"):
-        return str(value)
-    return json.dumps(value, default=str, ensure_ascii=False)
-
-
 def _cost(cell: Record, rows: Sequence[RunRow]) -> list[str]:
     peaks = [row.peak_memory_bytes for row in rows if row.peak_memory_bytes is not None]
-    spent = [cell["cost"][phase] for phase in _PHASES if phase in cell["cost"]]
+    spent = [cell["cost"][phase] for phase in PHASES if phase in cell["cost"]]
     trained, head = cell["trained_parameters"], cell["head_parameters"]
-    return [cell["label"], f"{trained:,}", f"{head:,}", *_spent(spent), size(max(peaks)) if peaks else "-"]
+    return [
+        cell["label"],
+        f"{trained:,}" if trained else "-",
+        f"{head:,}" if trained else "-",
+        *_spent(spent),
+        size(max(peaks)) if peaks else "-",
+    ]
+
+
+def _searching(summary: Record) -> Record | None:
+    """What searches have taken that have not ended: before that, their points belong to no cell."""
+    whole = summary["cost"].get("search")
+    inside = [cell["cost"]["search"] for cell in summary["cells"] if "search" in cell["cost"]]
+    if whole is None or sum(each["runs"] for each in inside) >= whole["runs"]:
+        return None
+    return {key: None if value is None else value - sum(each[key] for each in inside) for key, value in whole.items()}
 
 
 def _spent(spent: Sequence[Record]) -> list[str]:
@@ -254,9 +241,5 @@ def _difference_interval(summary: Record, interval: Record | None) -> str:
     return " to ".join(metric_text(summary, interval[end], sign=True) for end in ("low", "high"))
 
 
-def _rate(rate: float | None) -> str:
-    return "-" if rate is None else rate_text(rate)
-
-
 def _p_text(p: float | None) -> str:
-    return "-" if p is None else f"{p:.4f}"
+    return "-" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import PurePosixPath
 from typing import Any
 
 from asymlora.errors import DataError, MissingPackageError
@@ -20,30 +21,30 @@ from asymlora.report.page_tables import (
     best_cell,
     cost_table,
     environment_table,
-    outline,
     pairs_table,
     results_table,
     runs_table,
 )
 from asymlora.report.plots import COLOURS
-from asymlora.report.sweep_tables import cost_line, duration, interval_text, metric_text, sentences
+from asymlora.report.sweep_tables import cost_line, duration, interval_head, interval_text, metric_text, sentences
 from asymlora.sweep.analysis import analyse
 from asymlora.sweep.rates import rate_text
 from asymlora.sweep.run_record import RunRow
 from asymlora.sweep.sweep_folder import SweepRecords
+from asymlora.train.recipe import yaml_text
 
 SCRIPTS = ("drawing.js", "figures.js", "page.js")
+_TUNING = ("tuning", "search")
 _FIGURES = {
-    "metric": ("tuning", "search"),
-    "loss": ("tuning", "search"),
+    "metric": _TUNING,
+    "loss": _TUNING,
     "closing": ("closing",),
     "curves": ("closing",),
     "dynamics": ("closing",),
-    "similarity": ("closing",),
 }
 """Figures by the phases of the runs that they show at first; the page says what is drawn after another choice."""
 
-_INSTEAD = {"metric": ("closing",), "loss": ("closing",), "curves": ("tuning",), "dynamics": ("tuning",)}
+_INSTEAD = {"metric": ("closing",), "loss": ("closing",), "curves": _TUNING, "dynamics": _TUNING}
 """What they show where there are none of these."""
 
 
@@ -102,8 +103,9 @@ def _sweep(records: SweepRecords, name: str) -> dict[str, Any]:
     said.pop("Verdicts")
     recipe: Mapping[str, Any] = records.plan.get("recipe") or {}
     similarity = list(records.similarity)
+    sources = _sources(rows, similarity)
     return {
-        "data": page_data(rows, similarity=similarity, summary=summary, name=name),
+        "data": page_data(rows, similarity=similarity, summary=summary, name=name) | {"sources": sources},
         "name": name,
         "answer": summary["answer"],
         "verdicts": [_led(pair) for pair in summary["comparisons"]],
@@ -116,9 +118,9 @@ def _sweep(records: SweepRecords, name: str) -> dict[str, Any]:
         "cost_line": cost_line(summary),
         "runs": runs_table(summary, rows),
         "environment": environment_table(records.environment),
-        "recipe": outline(recipe),
-        "plan": outline({key: value for key, value in records.plan.items() if key != "recipe"}),
-        "sources": _sources(rows, len(similarity)),
+        "recipe": yaml_text(recipe),
+        "plan": yaml_text({key: value for key, value in records.plan.items() if key != "recipe"}),
+        "sources": sources,
     }
 
 
@@ -127,12 +129,12 @@ def _tiles(summary: Mapping[str, Any], rows: Sequence[RunRow]) -> list[tuple[str
     tiles: list[tuple[str, str, str]] = []
     best = best_cell(summary)
     if best is not None:
-        level = f"; {interval_text(summary, best['interval'])}" if best["interval"] else ""
+        level = f"; {interval_head(summary)}: {interval_text(summary, best['interval'])}" if best["interval"] else ""
         tiles.append(
             (f"best test {summary['metric']}", metric_text(summary, best["mean"]), _shortened(best["label"]) + level)
         )
         tiles.append(("its learning rate", rate_text(best["closing_rate"]), _where(best)))
-        tiles.append(("fresh seeds", str(len(best["closing"])), "none of them chose the rate"))
+        tiles.append(_seeds_tile(best, rows))
     counts = Counter(row.status for row in rows)
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
     tiles.append(("runs", f"{len(rows):,}", told))
@@ -140,6 +142,14 @@ def _tiles(summary: Mapping[str, Any], rows: Sequence[RunRow]) -> list[tuple[str
     if whole:
         tiles.append(("run time", duration(whole["seconds"]), f"{whole['steps']:,} steps"))
     return tiles
+
+
+def _seeds_tile(best: Mapping[str, Any], rows: Sequence[RunRow]) -> tuple[str, str, str]:
+    closing = {value["seed"] for value in best["closing"]}
+    choosing = {row.seed for row in rows if row.phase in _TUNING}
+    if closing & choosing or not choosing:
+        return "seeds", str(len(closing)), "some of them chose the rate too" if choosing else "the rate was not tuned"
+    return "fresh seeds", str(len(closing)), "none of them chose the rate"
 
 
 def _led(pair: Mapping[str, Any]) -> tuple[str, str]:
@@ -160,7 +170,7 @@ def _where(cell: Mapping[str, Any]) -> str:
     return f"{cell['best_at']} of {tried} rates" if cell["best_at"] and tried > 1 else ""
 
 
-def _sources(rows: Sequence[RunRow], pairs: int) -> dict[str, str]:
+def _sources(rows: Sequence[RunRow], similarity: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return, by figure, which records it is drawn from."""
     sources: dict[str, str] = {}
     for figure, phases in _FIGURES.items():
@@ -170,7 +180,10 @@ def _sources(rows: Sequence[RunRow], pairs: int) -> dict[str, str]:
         found = " and ".join(phase for phase in shown if phase in there)
         some = f"runs {spans(numbers)} of runs.jsonl ({found})" if numbers else "nothing yet"
         sources[figure] = some
-    sources["similarity"] = f"{pairs:,} rows of similarity.jsonl, between {sources['similarity']}"
+    # Of many closing runs, only some have their adapters compared.
+    compared = {PurePosixPath(str(pair[end])).name for pair in similarity for end in ("first", "second")}
+    numbers = [number for number, row in enumerate(rows, 1) if row.id in compared]
+    sources["similarity"] = f"{len(similarity):,} rows of similarity.jsonl, between runs {spans(numbers)} of runs.jsonl"
     return sources
 
 

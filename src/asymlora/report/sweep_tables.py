@@ -90,7 +90,7 @@ def results_sheet(summary: Record, *, wide: bool = False) -> Sheet:
     metric = summary["metric"] or "metric"
     less = "" if summary["greater_is_better"] else "; less is better"
     title = f"{metric[0].upper()}{metric[1:]} on test, fresh seeds at each cell's best rate{less}. Gain: over the start"
-    heads = ["seeds", "rate", "mean", _interval_head(summary), "gain"]
+    heads = ["seeds", "rate", "mean", interval_head(summary), "gain"]
     heads += ["s.d.", "loss", "worst seed", "best seed"] if wide else []
     rows = [(cell["label"], *_result(summary, cell, wide=wide)) for cell in summary["cells"]]
     return Sheet(title, ("cell", *heads), tuple(rows))
@@ -260,7 +260,7 @@ def gain(summary: Record, cell: Record) -> float | None:
 
 def _result(summary: Record, cell: Record, *, wide: bool) -> list[str]:
     values = [each["value"] for each in cell["closing"]]
-    texts = [str(len(values)) if values else "-", _rate(cell["closing_rate"])]
+    texts = [str(len(values)) if values else "-", rate_or_dash(cell["closing_rate"])]
     texts += [metric_text(summary, cell["mean"]), interval_text(summary, cell["interval"])]
     texts.append(metric_text(summary, gain(summary, cell), sign=True))
     if wide:
@@ -274,13 +274,10 @@ def _result(summary: Record, cell: Record, *, wide: bool) -> list[str]:
 
 
 def _rates(summary: Record, cell: Record, *, wide: bool) -> list[str]:
-    where = cell["best_at"] or "-"
-    if cell["at_bound"]:
-        where = f"{where}, bound"
-    texts = [_rate(cell["best_rate"]), where, metric_text(summary, cell["best_validation"])]
-    texts += [octaves_text(cell["basin"]), _rate(cell["divergence_edge"])]
+    texts = [rate_or_dash(cell["best_rate"]), place_text(cell), metric_text(summary, cell["best_validation"])]
+    texts += [octaves_text(cell["basin"]), rate_or_dash(cell["divergence_edge"])]
     if wide:
-        texts += [_rate(cell["largest_stable"]), str(len(cell["rates"]))]
+        texts += [rate_or_dash(cell["largest_stable"]), str(len(cell["rates"]))]
         texts += [str(sum(len(rate[how]) for rate in cell["rates"])) for how in ("pruned", "diverged")]
     return texts
 
@@ -314,13 +311,36 @@ def octaves_text(basin: Record | None) -> str:
     return least if f"{most:.1f}" == least else f"{least} to {most:.1f}"
 
 
-def _interval_head(summary: Record) -> str:
+def interval_head(summary: Record) -> str:
+    """Return the head of a column of intervals, with their level where all have the same.
+
+    Args:
+        summary: As for `sweep_tables`.
+    """
     levels = {cell["interval"]["level"] for cell in summary["cells"] if cell["interval"]}
     return f"{100 * levels.pop():g} % interval" if len(levels) == 1 else "interval"
 
 
-def _rate(rate: float | None) -> str:
+def rate_or_dash(rate: float | None) -> str:
+    """Return a rate as it is printed, or a dash.
+
+    Args:
+        rate: The rate, or None where it is not known.
+    """
     return "-" if rate is None else rate_text(rate)
+
+
+def place_text(cell: Record) -> str:
+    """Return where a cell's best rate lies among the tried ones, or a dash.
+
+    Args:
+        cell: One of the summary's.
+
+    Example:
+        >>> place_text({"best_at": "upper end", "at_bound": True}), place_text({"best_at": None, "at_bound": False})
+        ('upper end, bound', '-')
+    """
+    return f"{cell['best_at'] or '-'}{', bound' if cell['at_bound'] else ''}"
 
 
 def _item(line: str) -> Table:

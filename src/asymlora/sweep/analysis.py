@@ -165,7 +165,9 @@ def _reached(cell: CellSummary, shown: Shown) -> str:
 def _open_answer(found: Sequence[CellSummary], shown: Shown) -> str:
     tuned = [cell for cell in found if cell.best_validation is not None]
     if not tuned:
-        return "No run has a result yet." if not found else "No rate has finished with all its seeds yet."
+        if not found:  # the runs of a search are no cell before it has ended
+            return "No closing run has ended yet." if shown.metric else "No run has a result yet."
+        return "No rate has finished with all its seeds yet."
     ahead = max(tuned, key=lambda cell: (cell.best_validation or 0.0) * (1 if shown.greater_is_better else -1))
     assert ahead.best_validation is not None
     assert ahead.best_rate is not None
@@ -190,7 +192,7 @@ def _notes(
     if pruned := sum(row.status == "pruned" for row in rows):
         said.append(
             f"{pruned} tuning run{'s were' if pruned != 1 else ' was'} stopped early: a rate of which a run was stopped"
-            " cannot be the best one, though its later steps are not known."
+            " cannot be chosen, though its later steps are not known."
         )
     metrics = sorted({row.metric for row in rows if row.metric})
     if len(metrics) > 1:

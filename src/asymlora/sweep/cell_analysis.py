@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 from scipy import stats
 
+from asymlora.sweep.grid import BOUND
 from asymlora.sweep.intervals import mean_interval
 from asymlora.sweep.noise import basin_width
 from asymlora.sweep.rates import RateChoice, RateScore, choose_rate, ladder_through, rate_scores, rate_text
 from asymlora.sweep.run_record import Phase, RunRow, cell_label
 from asymlora.sweep.statistics import ALPHA, deviation
 from asymlora.sweep.summary import Basin, CellSummary, NoiseFloor, RatePoint, SeedValue, Spent
-
-_BOUND = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class PlanView:
             rows: Of the sweep.
         """
         rates = tuple(sorted(plan.get("rates") or {row.lr for row in rows if row.phase == "tuning"}))
-        low, high = plan.get("bounds") or ((rates[0] / _BOUND, rates[-1] * _BOUND) if rates else (0.0, math.inf))
+        low, high = plan.get("bounds") or ((rates[0] / BOUND, rates[-1] * BOUND) if rates else (0.0, math.inf))
         return cls(
             arms=tuple(map(_arm_name, plan.get("arms") or ())),
             points=tuple(_points(plan.get("axes") or ())),
@@ -72,6 +71,15 @@ class PlanView:
     def cells(self) -> int:
         """Number of cells that the plan names."""
         return len(self.arms) * len(self.points)
+
+    def home(self, row: RunRow) -> str:
+        """Return the label of the cell of the plan that a row belongs to; a search gives its rows further axes.
+
+        Args:
+            row: The row.
+        """
+        names = self.points[0] if self.points else ()
+        return cell_label(row.arm, {name: row.axes[name] for name in names if name in row.axes})
 
     def choice(self, scores: Sequence[RateScore], *, greater_is_better: bool) -> RateChoice:
         """Return what is known of a cell's rate.
@@ -137,23 +145,54 @@ class CellRows:
     def finished_closing(self) -> list[RunRow]:
         """Those of them that finished with a finite figure on the test part."""
         ended = [row for row in self.closing if row.status == "finished"]
-        return [row for row in ended if math.isfinite((row.test or {}).get(self.metric, math.nan))]
+        return [row for row in ended if _is_finite((row.test or {}).get(self.metric))]
+
+    def gaps(self) -> list[float] | None:
+        """Return how far each other rate, or point of a search, was behind the chosen one on validation.
+
+        A run that was stopped early is held against the chosen rate's run of its seed at that step. Rates at which a
+        run diverged or failed could not be chosen and are left out.
+
+        Returns:
+            Mean over the tuning seeds of each; None where nothing was chosen.
+        """
+        points: dict[str, dict[int, RunRow]] = {}
+        for row in (*self.of("tuning"), *self.of("search")):
+            if row.seed in self.view.tuning_seeds and not row.repeat:
+                points.setdefault(_point_of(row), {})[row.seed] = row
+        best = self.choice.best
+        picked = [row for row in self.of("tuning") if row.lr == best.lr] if best else self.closing
+        chosen = points.pop(_point_of(picked[0]), {}) if picked else {}
+        seeds = set(self.view.tuning_seeds)
+        if set(chosen) != seeds or any(row.status != "finished" for row in chosen.values()):
+            return None
+        sign = 1 if self.greater_is_better else -1
+        found = (_gap(chosen, other, sign) for other in points.values() if set(other) == seeds)
+        return [gap for gap in found if gap is not None]
 
 
 def cells_of(view: PlanView, rows: Sequence[RunRow]) -> list[CellRows]:
     """Return the rows cell by cell: arms in the plan's order, then points in the plan's order; others follow.
 
+    The runs of a search follow those of the cell that it ended with; before it has ended they are no cell.
+
     Args:
         view: Of the plan.
-        rows: Of the sweep. Those of a search belong to no cell.
+        rows: Of the sweep.
     """
     grouped: dict[str, list[RunRow]] = {}
     for row in rows:
         if row.phase != "search":
             grouped.setdefault(cell_label(row.arm, row.axes), []).append(row)
+    searched: dict[str, list[RunRow]] = {}
+    for row in rows:
+        if row.phase == "search":
+            searched.setdefault(view.home(row), []).append(row)
     planned = [cell_label(arm, point) for arm, point in itertools.product(view.arms, view.points)]
-    order = [label for label in planned if label in grouped] + [label for label in grouped if label not in planned]
-    return [CellRows(label, tuple(grouped[label]), view) for label in order]
+    places = {label: place for place, label in enumerate(planned)}
+    homes = {label: view.home(found[0]) for label, found in grouped.items()}
+    order = sorted(grouped, key=lambda label: places.get(homes[label], len(places)))
+    return [CellRows(label, (*grouped[label], *searched.get(homes[label], ())), view) for label in order]
 
 
 def analyse_cell(cell: CellRows, view: PlanView, *, noise: NoiseFloor | None, resamples: int) -> CellSummary:
@@ -261,17 +300,27 @@ def _basin(cell: CellRows, noise: NoiseFloor | None) -> Basin | None:
 
 
 def _rate_doubt(cell: CellRows, noise: NoiseFloor | None) -> float | None:
-    best = cell.choice.best
-    if best is None or noise is None or best.mean is None:
+    gaps = cell.gaps()
+    if gaps is None or noise is None:
         return None
     # Runs of one seed share some of their noise, so their difference has at most this standard error. Each cell that
     # is compared with the best one is one more that may have had bad luck.
     bound = float(stats.norm.isf(ALPHA / max(1, cell.view.cells - 1)))
-    error = noise.deviation * math.sqrt(2 / len(best.values))
-    sign = 1 if cell.greater_is_better else -1
-    others = [score.mean for score in cell.scores if score.complete and score.lr != best.lr]
-    gaps = [sign * (best.mean - mean) for mean in others if mean is not None]
+    error = noise.deviation * math.sqrt(2 / len(cell.view.tuning_seeds))
     return max([0.0, *(bound * error - gap for gap in gaps)])
+
+
+def _gap(chosen: Mapping[int, RunRow], other: Mapping[int, RunRow], sign: int) -> float | None:
+    gaps: list[float] = []
+    for seed, row in other.items():
+        ahead = chosen[seed].validation
+        if row.status == "pruned":
+            scores = dict(zip(*(chosen[seed].scores.get(key, ()) for key in ("step", "value")), strict=True))
+            ahead = scores.get(row.steps)
+        if row.status not in ("finished", "pruned") or ahead is None or row.validation is None:
+            return None
+        gaps.append(sign * (ahead - row.validation))
+    return statistics.fmean(gaps)
 
 
 def _caveats(cell: CellRows, view: PlanView) -> list[str]:
@@ -281,8 +330,11 @@ def _caveats(cell: CellRows, view: PlanView) -> list[str]:
         end = "smallest" if at == "lower end" else "largest"
         why = ", where the plan's bound stops the grid" if cell.choice.at_bound else ""
         said.append(f"The rate of {cell.label} is the {end} of the tried ones{why}: a better one may lie beyond.")
-    if at == "only rate" or (at is None and cell.closing):
+    searched = len({row.lr for row in cell.of("search")}) > 1
+    if at == "only rate" or (at is None and cell.closing and not searched):
         said.append(f"The rate of {cell.label} was not tuned.")
+    if at is None and cell.scores and not cell.closing and not any(score.missing for score in cell.scores):
+        said.append(f"No rate of {cell.label} has finished with all its seeds, so it has no closing runs.")
     best = cell.choice.best
     if best is not None and cell.closing and cell.closing[0].lr != best.lr:
         said.append(
@@ -312,13 +364,21 @@ def _seeds(planned: Iterable[int] | None, rows: Sequence[RunRow], *, phase: Phas
     return tuple(planned) if planned else tuple(sorted({row.seed for row in rows if row.phase == phase}))
 
 
+def _point_of(row: RunRow) -> str:
+    return f"{cell_label(row.arm, row.axes)}, rate {row.lr!r}"
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def _last_loss(row: RunRow) -> float | None:
     losses = row.losses.get("loss") or ()
-    return losses[-1] if losses and math.isfinite(losses[-1]) else None
+    return losses[-1] if losses and _is_finite(losses[-1]) else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None and math.isfinite(value)]
+    known = [value for value in values if value is not None and _is_finite(value)]
     return statistics.fmean(known) if known else None
 
 

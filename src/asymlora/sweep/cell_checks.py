@@ -51,6 +51,8 @@ def pruning_problem(plan: SweepPlan, cells: Sequence[Cell]) -> str | None:
         plan: The plan.
         cells: Its cells.
     """
+    if plan.prune and not plan.tunes and plan.search is None:
+        return "--prune stops tuning runs early, and with one rate there are none. Give a range (--lr), or leave it."
     silent = [c.label for c in cells if c.recipe.train.evaluate_every >= c.recipe.train.steps]
     if not plan.prune or not silent:
         return None

@@ -222,7 +222,9 @@ def _verdicts(cells: Sequence[ComparedCell], *, margin: float | None) -> list[Co
 
 def _shown(cells: Sequence[ComparedCell]) -> Shown:
     values = [value for cell in cells for value in cell.values.values()]
-    return Shown.of(cells[0].metric, values, greater_is_better=cells[0].greater_is_better)
+    # A run that has not ended does not know which way is better.
+    told = next((cell for cell in cells if cell.values), cells[0])
+    return Shown.of(told.metric, values, greater_is_better=told.greater_is_better)
 
 
 def _unequal(one: ComparedCell, other: ComparedCell) -> list[str]:

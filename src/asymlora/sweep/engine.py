@@ -6,8 +6,10 @@ interrupted ends with the runs of one that was not, on any executor.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from asymlora.errors import SpecError, SweepFailedError
@@ -16,15 +18,16 @@ from asymlora.sweep.executors import Executor
 from asymlora.sweep.grid import Cell, SweepPlan, choice, closing_jobs, tuning_jobs
 from asymlora.sweep.kept_adapters import compare_kept
 from asymlora.sweep.observer import SilentObserver, SweepObserver
+from asymlora.sweep.pruning import scores_of
 from asymlora.sweep.rates import order_of_rates
-from asymlora.sweep.run_record import RunJob, RunRow
+from asymlora.sweep.run_record import RunJob, RunRow, cell_label
 from asymlora.sweep.search_runs import search_cell
 from asymlora.sweep.store import RunStore
 from asymlora.sweep.summary import Summary
 from asymlora.sweep.sweep_folder import SweepFolder, changed_environment
 
 FIRST_FAILURES = 3
-"""A sweep whose first so many runs all failed is stopped: the others would fail too."""
+"""A sweep whose first so many runs all failed, and none has ended otherwise, is stopped: the others would fail too."""
 
 
 def run_sweep(
@@ -76,7 +79,7 @@ def run_sweep(
 
 @dataclass(kw_only=True)
 class _Known:
-    # Rows by id, under the names that this plan gives them, in the order in which they were asked for.
+    # Rows by id, of the runs that were asked for.
     rows: dict[str, RunRow] = field(default_factory=dict[str, RunRow])
     ended: int = 0
     failed: int = 0
@@ -126,19 +129,25 @@ class SweepRuns:
             Their rows, in the order of the jobs.
 
         Raises:
-            SweepFailedError: The first runs of this session all failed.
+            SpecError: A run is in the store under another name, or was for something else.
+            SweepFailedError: The first runs of the sweep all failed.
         """
-        missing = [job for job in jobs if not self._take(job, self.store.get(job.id))]
-        wanted = {job.id: job for job in missing}
-        for row in self.executor.run(missing, told=self.watcher) if missing else ():
-            self.store.append(row)
-            self.watcher.ended(row)
-            self._known.ended += 1
-            self._known.failed += row.status == "failed"
-            self._known.rows[row.id] = row
-            self._stop_if_all_fail(row)
-            wanted.pop(row.id, None)
+        # By id: a sampler may propose one point twice.
+        missing = {job.id: job for job in jobs if not self._take(job, self.store.get(job.id))}
+        if missing:
+            # Left early, it gives up the runs that go on at once: when it is collected, its executor may be closed.
+            with closing(self.executor.run(list(missing.values()), told=self.watcher)) as rows:
+                for row in rows:
+                    self._add(row)
         return [self._known.rows[job.id] for job in jobs]
+
+    def _add(self, row: RunRow) -> None:
+        self.store.append(row)
+        self.watcher.ended(row)
+        self._known.ended += 1
+        self._known.failed += row.status == "failed"
+        self._known.rows[row.id] = row
+        self._stop_if_all_fail(row)
 
     def rows(self) -> list[RunRow]:
         """Return the rows of all runs that were asked for."""
@@ -153,24 +162,35 @@ class SweepRuns:
         return [row for row in self.rows() if row.arm == cell.arm and dict(row.axes) == dict(cell.axes)]
 
     def _take(self, job: RunJob, row: RunRow | None) -> bool:
-        # Whether a stored row answers the job. It may have been run under another name of the arm.
+        # Whether a stored row answers the job. Reports read the names in the store, so it must be what the row says.
         if row is None or not row.final:
             return False
-        if job.scores_test and row.status == "finished" and row.test is None:
+        if row.phase != job.phase:
             raise SpecError(
-                f"Seed {job.seed} of {job.arm} at rate {job.recipe.train.lr:g} was a tuning run of this sweep, and is"
-                " now to close it. Take closing seeds that chose nothing (--seeds), or another --out."
+                f"Seed {job.seed} of {job.arm} at rate {job.recipe.train.lr:g} was a {row.phase} run of this sweep, and"
+                f" is now to be a {job.phase} run. Take seeds that were for nothing else (--seeds, --tuning-seeds), or"
+                " another --out."
             )
-        named = replace(row, phase=job.phase, arm=job.arm, axes=dict(job.axes))
-        self._known.rows[job.id] = named
+        if _place(row) != _place(job):
+            raise SpecError(
+                f"{cell_label(job.arm, job.axes)!r} is what this sweep has run as {cell_label(row.arm, row.axes)!r}."
+                " Give it that name (--arm NAME=...) and those axes again, or choose another --out."
+            )
+        self._known.rows[job.id] = row
         return True
 
     def _stop_if_all_fail(self, row: RunRow) -> None:
-        if self._known.failed == self._known.ended == FIRST_FAILURES:
+        # Not where others have ended before: of a sweep that is resumed, an arm that always fails may be what is left.
+        if self._known.failed == self._known.ended == FIRST_FAILURES and not self.store.finished():
             raise SweepFailedError(
                 f"The first {FIRST_FAILURES} runs of the sweep failed, so the others were not begun. The last one said:"
                 f" {row.error} Mend that, then go on with --resume; failed runs are done again."
             )
+
+
+def _place(one: RunJob | RunRow) -> tuple[str, str]:
+    # As JSON has it, where a tuple is a list.
+    return one.arm, json.dumps(dict(one.axes), sort_keys=True)
 
 
 def _first_count(plan: SweepPlan) -> int:
@@ -247,16 +267,6 @@ def _best_cells(plan: SweepPlan, cells: Sequence[Cell], runs: SweepRuns) -> list
         else:
             runs.watcher.stage(f"{cell.label}: no rate has all of its tuning runs, so there is none to close with.")
     return best
-
-
-def scores_of(rows: Iterable[RunRow]) -> list[dict[int, float]]:
-    """Return the metric of runs by step, for the decisions of early stopping.
-
-    Args:
-        rows: Rows of one cell.
-    """
-    found = [dict(zip(map(int, row.scores.get("step", ())), row.scores.get("value", ()), strict=True)) for row in rows]
-    return [scores for scores in found if scores]
 
 
 def greater_is_better(rows: Sequence[RunRow]) -> bool:

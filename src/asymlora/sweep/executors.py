@@ -6,7 +6,7 @@ An executor does runs and tells of them; it stores no rows. Whoever takes a row 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, Self
@@ -52,11 +52,11 @@ class Executor(Protocol):
 
     name: str
 
-    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Iterator[RunRow]:
+    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Generator[RunRow]:
         """Do runs, and give each one's row as soon as it has ended.
 
         Of the observer only ``started``, ``progress`` and ``lost`` are called, from this thread; ``ended`` is left to
-        whoever stores the row. When the iteration is left early, runs that go on are given up.
+        whoever stores the row. When the generator is closed early, runs that go on are given up.
 
         Args:
             jobs: The runs, all of different ids.
@@ -95,7 +95,7 @@ class InProcess:
         self._folder, self._threads, self._maker = folder, threads, work or session
         self._work: Work | None = None
 
-    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Iterator[RunRow]:
+    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Generator[RunRow]:
         """Do runs, as `Executor.run`."""
         observer = told or SilentObserver()
         for job in jobs:

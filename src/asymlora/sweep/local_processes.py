@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -166,7 +166,7 @@ class LocalProcesses:
             return 1
         return min(self._most, max(1, self._budget // self._need))
 
-    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Iterator[RunRow]:
+    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Generator[RunRow]:
         """Do runs, as `asymlora.sweep.executors.Executor.run`.
 
         Args:
@@ -244,7 +244,8 @@ class LocalProcesses:
 
     def _dismiss(self, worker: _Worker) -> None:
         worker.end()
-        self._workers.remove(worker)
+        if worker in self._workers:  # one that died after its row is found twice: by _hand_out, and by its pipe
+            self._workers.remove(worker)
 
     def _measured(self, peak: int | None) -> None:
         if peak is not None:

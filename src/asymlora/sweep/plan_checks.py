@@ -26,7 +26,7 @@ def plan_problems(plan: SweepPlan) -> list[str]:
     Returns:
         One sentence part each; none where nothing is wrong.
     """
-    return [*_number_problems(plan), *_seed_problems(plan), *_choice_problems(plan)]
+    return [*_number_problems(plan), *_seed_problems(plan), *_choice_problems(plan), *_search_problems(plan)]
 
 
 def notes(plan: SweepPlan) -> list[str]:
@@ -85,7 +85,7 @@ def _bound_problems(bounds: Sequence[float], rates: Sequence[float]) -> Iterator
 def _seed_problems(plan: SweepPlan) -> Iterator[str]:
     for name in ("tuning_seeds", "closing_seeds"):
         seeds: tuple[int, ...] = getattr(plan, name)
-        if not seeds and not (name == "tuning_seeds" and len(plan.rates) == 1):
+        if not seeds and not (name == "tuning_seeds" and len(plan.rates) == 1 and plan.search is None):
             yield f"{name} is empty. Give at least one seed"
         if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
             yield f"{name} holds {', '.join(map(str, twice))} twice. Give every seed once"
@@ -112,8 +112,24 @@ def _choice_problems(plan: SweepPlan) -> Iterator[str]:
                 f"arm {arm.name!r} does not read {axis.field}, so its cells along that axis would be the same run."
                 " Leave the arm or the axis out"
             )
+    if plan.search is not None:
+        yield from _search_problems(plan, [field.name for field in plan.search.space])
     if plan.match in _SET_BY_MATCH:
         yield from _budget_problems(plan, _SET_BY_MATCH[plan.match])
+
+
+def _search_problems(plan: SweepPlan, searched: Sequence[str]) -> Iterator[str]:
+    # A point is laid over the arm and the axes: two cells would be the same runs.
+    for axis in plan.axes:
+        if axis.field in searched:
+            yield f"{axis.field} is an axis and is searched too. Leave one of them out"
+    for arm, name in itertools.product(plan.arms, searched):
+        if name in arm.options:
+            yield f"arm {arm.name!r} sets {name}, which is searched too. Leave one of them out"
+        elif not is_read(arm.method(plan.recipe), name):
+            yield f"arm {arm.name!r} does not read {name}, which is searched. Leave the arm out, or search it alone"
+    if (name := _SET_BY_MATCH.get(plan.match)) in searched:
+        yield f"match={plan.match} sets {name} of every arm but the first, and it is searched. Leave one of them out"
 
 
 def _budget_problems(plan: SweepPlan, name: str) -> Iterator[str]:
@@ -125,3 +141,20 @@ def _budget_problems(plan: SweepPlan, name: str) -> Iterator[str]:
                 f"match={plan.match} sets {name} of every arm but the first, and arm {arm.name!r} sets its own. Leave"
                 " it out there, or let the arm be the first"
             )
+
+
+def _search_problems(plan: SweepPlan) -> Iterator[str]:
+    if plan.search is None:
+        return
+    if plan.bounds is not None or not plan.grow:
+        yield "bounds and grow are of a grid of rates, and a search has none. Leave them out (--lr-bounds, --no-grow)"
+    for name in dict.fromkeys(field.name for field in plan.search.space):
+        if any(axis.field == name for axis in plan.axes):
+            yield f"{name} is searched, and it is an axis. Leave one of them out"
+        if name == _SET_BY_MATCH.get(plan.match):
+            yield f"match={plan.match} sets {name}, and it is searched. Leave one of them out"
+        for arm in plan.arms:
+            if name in arm.options:
+                yield f"{name} is searched, and arm {arm.name!r} sets its own. Leave one of them out"
+            if not is_read(arm.method(plan.recipe), name):
+                yield f"{name} is searched, and arm {arm.name!r} does not read it. Leave the arm or the field out"

@@ -81,12 +81,12 @@ class CellProgress:
 
     def best(self) -> BestSoFar | None:
         """Return the rate with the best mean on validation; rates of which a run was pruned or diverged are out."""
-        of_rate: dict[float, list[RunRow]] = defaultdict(list)
+        of_point: dict[tuple[float, str], list[RunRow]] = defaultdict(list)
         for row in self.rows.values():
-            if row.phase in ("tuning", "search"):
-                of_rate[row.lr].append(row)
+            if row.phase in ("tuning", "search"):  # points of a search may share a rate
+                of_point[row.lr, cell_label(row.arm, row.axes)].append(row)
         means: list[BestSoFar] = []
-        for lr, rows in of_rate.items():
+        for (lr, _), rows in of_point.items():
             values = [row.validation for row in rows if row.status == "finished" and row.validation is not None]
             if values and len(values) == sum(row.final for row in rows):
                 means.append(BestSoFar(lr, statistics.fmean(values), len(values)))

@@ -6,10 +6,11 @@ run at the same time. So it is the same in one process, in several, on a cluster
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from asymlora.errors import MissingPackageError
+from asymlora.sweep.run_record import RunRow
 
 Scores = Mapping[int, float]
 """A metric by the step that it was measured at."""
@@ -62,6 +63,19 @@ def _replay(study: Any, scores: Scores) -> bool:
         trial.report(scores[step], step)
         behind = trial.should_prune()
     return bool(behind)
+
+
+def scores_of(rows: Iterable[RunRow]) -> list[dict[int, float]]:
+    """Return the metric of runs by step, as rivals of others.
+
+    Args:
+        rows: Rows of one cell.
+
+    Returns:
+        One mapping for each run that has a score.
+    """
+    found = [dict(zip(map(int, row.scores.get("step", ())), row.scores.get("value", ()), strict=True)) for row in rows]
+    return [scores for scores in found if scores]
 
 
 def quiet_optuna() -> Any:

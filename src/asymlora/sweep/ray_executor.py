@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -77,7 +77,7 @@ class RayExecutor:
         self._task = self._ray.remote(num_cpus=threads, max_retries=MOST_TRIES - 1)(_do)
         self._arguments = (work, threads, self._board, os.getcwd())
 
-    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Iterator[RunRow]:
+    def run(self, jobs: Sequence[RunJob], *, told: SweepObserver | None = None) -> Generator[RunRow]:
         """Do runs, as `asymlora.sweep.executors.Executor.run`.
 
         Args:
@@ -102,7 +102,8 @@ class RayExecutor:
                     heard.ended(job)
                     yield row
         finally:
-            for reference in pending:
+            # Of a Ray that is closed nothing goes on, and to cancel would start another one (ray 2.60, AUTO_INIT_APIS).
+            for reference in pending if self._ray.is_initialized() else ():
                 self._ray.cancel(reference, force=True)
 
     def _hear(self, heard: _Heard) -> None:

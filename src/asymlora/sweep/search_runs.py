@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from asymlora.sweep.grid import Cell, SweepPlan, job
+from asymlora.sweep.pruning import Scores, scores_of
 from asymlora.sweep.recipe_fields import with_values
 from asymlora.sweep.run_record import RunJob, RunRow
 from asymlora.sweep.searching import LEARNING_RATE, Outcome, Point, Proposals, Search
@@ -37,11 +38,14 @@ def search_cell(plan: SweepPlan, cell: Cell, runs: Doer) -> Cell | None:
     search: Search = plan.search
     proposals = Proposals(search)
     found: list[tuple[float, Point]] = []
+    earlier: dict[str, RunRow] = {}
     for first in range(0, search.trials, search.batch):
         asked = proposals.ask(min(search.batch, search.trials - first))
-        jobs = {number: _jobs(plan, at_point(cell, point)) for number, point in asked}
+        rivals = scores_of(earlier.values()) if plan.prune else None  # of batches that have ended, as in a grid
+        jobs = {number: _jobs(plan, at_point(cell, point), rivals) for number, point in asked}
         rows = iter(runs.do([each for several in jobs.values() for each in several]))
         ended = {number: [next(rows) for _ in several] for number, several in jobs.items()}
+        earlier |= {row.id: row for of in ended.values() for row in of}
         outcomes = {number: outcome_of(of) for number, of in ended.items()}
         proposals.tell(outcomes)
         found += [(value, point) for number, point in asked if (value := _settled(outcomes[number])) is not None]
@@ -94,6 +98,6 @@ def _settled(outcome: Outcome) -> float | None:
     return outcome.value if outcome.pruned_at is None else None
 
 
-def _jobs(plan: SweepPlan, cell: Cell) -> list[RunJob]:
-    lr = cell.recipe.train.lr
-    return [job(plan, cell, lr=lr, seed=seed, phase="search") for seed in plan.tuning_seeds]
+def _jobs(plan: SweepPlan, cell: Cell, rivals: Sequence[Scores] | None) -> list[RunJob]:
+    jobs = [job(plan, cell, lr=cell.recipe.train.lr, seed=seed, phase="search") for seed in plan.tuning_seeds]
+    return [replace(one, rivals=rivals) for one in jobs]

@@ -48,6 +48,9 @@ class Searched:
             for value in self.choices or self._ends():
                 check_fields({self.name: value})
         if self.choices:
+            rates = self.choices if self.name == LEARNING_RATE else ()
+            wrong = [rate for rate in rates if not (math.isfinite(rate) and rate > 0)]
+            refuse_values([f"{self.name}={rate} is no number above 0" for rate in wrong])
             return
         if self.low is None or self.high is None:
             raise SpecError(f"{self.name} is searched over nothing. Give a range (1e-4..1e-2) or choices (4,8,16).")
@@ -98,7 +101,7 @@ def parse_searched(text: str) -> Searched:
 
 
 def _parsed(name: str, text: str) -> Any:
-    return float(text) if name == LEARNING_RATE else parse_value(name, text)
+    return _number(name, text) if name == LEARNING_RATE else parse_value(name, text)
 
 
 def _number(name: str, text: str) -> float:
@@ -106,7 +109,8 @@ def _number(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise SpecError(
-            f"{text!r} is no number, so it is no end of a range of {name}. Give numbers, or choices with commas."
+            f"{text!r} is no number, so {name} cannot be searched there. Give numbers (1e-4..1e-2), or choices with"
+            " commas where the field is no number."
         ) from None
 
 

@@ -194,14 +194,16 @@ def tost(differences: Sequence[float], *, margin: float, alpha: float = 0.05) ->
             " the largest difference that would not matter, before the runs."
         )
     values = _given(differences)
-    p = max(max(_t_above_zero(side), one_sided_sign_flip(list(side))) for side in (values + margin, margin - values))
+    sides = [np.where(np.abs(side) > 1e-12 * margin, side, 0.0) for side in (values + margin, margin - values)]
+    p = max(max(_t_above_zero(side), one_sided_sign_flip(list(side))) for side in sides)
     return Equivalence(p, margin, "equivalent" if p <= alpha else "not shown")
 
 
 def seeds_needed(spread: float, effect: float, *, power: float = 0.8, alpha: float = 0.05) -> int | None:
     """Return the number of pairs at which a true difference would be found, by Student's paired t test.
 
-    Never fewer than the sign-flip test needs to reach ``alpha`` at all.
+    Never fewer than the sign-flip test needs to reach ``alpha`` at all; and where it reaches it by differences of one
+    sign alone, with the probability of those: where Student's test of six pairs has 80 %, the sign-flip test has 62 %.
 
     Args:
         spread: Standard deviation of the differences.
@@ -271,7 +273,9 @@ def _power(size: float, alpha: float) -> Callable[[int], float]:
             return 1.0
         found = float(TTestPower().power(size, pairs, alpha))
         # SciPy 1.17's noncentral t is no number far out, where the power is 1 to many digits.
-        return 1.0 if math.isnan(found) else found
+        found = 1.0 if math.isnan(found) else found
+        only_one_sign = pairs < pairs_for_least_p(alpha / 2)
+        return min(found, float(stats.norm.cdf(size)) ** pairs) if only_one_sign else found
 
     return reached
 

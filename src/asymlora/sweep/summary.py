@@ -160,8 +160,11 @@ class CellSummary:
         divergence_edge: Smallest tried rate from which on every larger tried one diverged in some seed; None where
             none did.
         basin: None where the noise floor or the best rate is not known.
-        rate_doubt: The most by which another tried rate could be better than the best one, in units of the metric: a
-            one-sided 95 % bound from the tuning runs and their noise, for all cells together. None where the basin is.
+        rate_doubt: The most by which another tried rate (of a search: another point) could be better than the chosen
+            one, in units of the metric: a one-sided 95 % bound from the means of the tuning runs, for all cells
+            together, that takes their noise as known. A run that was stopped early counts by how far it was behind
+            then. It says nothing of rates at which a run diverged, nor of those that were not tried. None where the
+            noise floor or the choice is not known.
         closing_rate: Rate of the closing runs that are quoted; None where there are none.
         closing: Metric on the test part by fresh seed, of the closing runs that finished; the chosen rate's alone.
         mean: Of ``closing``; None where there are none.
@@ -284,7 +287,7 @@ class Summary:
         runs: Number of runs by status.
         cost: Of all runs by phase, and ``all``.
         finished: Whether every closing run that the plan names is there.
-        notes: Sentences on the whole: pairs that are missing, failed runs, what could not be told.
+        notes: Sentences on the whole: that it is not finished, failed and pruned runs, repeats, seeds used twice.
     """
 
     answer: str

@@ -41,9 +41,10 @@ PLAN, ENVIRONMENT, RUNS, ADAPTERS, SIMILARITY, SUMMARY = (
     "similarity.jsonl",
     "summary.json",
 )
-FIXED_KEYS = ("kind", "version", "recipe", "match", "margin")
-"""Keys of a plan that a resumed sweep must share with the stored one; arms, rates, axes and seeds may be added. The
-margin of equivalence is one of them: chosen after a look at the runs it would be no margin."""
+FIXED_KEYS = ("kind", "version", "recipe", "match", "margin", "prune", "prune_eta", "search")
+"""Keys of a plan that a resumed sweep must share with the stored one; arms, rates and seeds may be added, and values to
+axes. The margin of equivalence is one of them: chosen after a look at the runs it would be no margin. What was stopped
+early is not gone on with, and another search would propose other points."""
 _MARGIN_BYTES = 32 * 2**20
 _DOING = "is running the sweep in"
 
@@ -246,16 +247,27 @@ def require_same_base(path: Path, plan: Mapping[str, Any]) -> None:
         SpecError: They differ; every differing key is named.
     """
     stored = stored_plan(path)
-    differing = differing_keys(_fixed(stored), _fixed(plan))
+    differing = differing_keys(_fixed(stored, plan), _fixed(plan, stored))
     if differing:
         raise SpecError(
             f"The sweep in {path} was begun with another base (stored / given): {'; '.join(differing)}. Arms, rates,"
-            " axes and seeds may be added to it, these not. Resume it without these options, or choose another --out."
+            " seeds and values of its axes may be added to it, these not. Resume it with what it was begun with, or"
+            " choose another --out."
         )
 
 
-def _fixed(plan: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: plan.get(key) for key in FIXED_KEYS}
+def _fixed(plan: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    arms, others = _arms(plan), _arms(other)
+    fixed = {key: plan.get(key) for key in FIXED_KEYS}
+    fixed["axes"] = [axis["field"] for axis in plan.get("axes") or ()]
+    fixed["arms"] = {name: arm for name, arm in arms.items() if name in others}  # a name stands for one thing
+    if plan.get("match", "steps") != "steps":
+        fixed["first arm"] = next(iter(arms), None)  # which sets the budget of all
+    return fixed
+
+
+def _arms(plan: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(arm.get("name")): arm for arm in plan.get("arms") or () if isinstance(arm, Mapping)}
 
 
 def changed_environment(path: Path) -> list[str]:

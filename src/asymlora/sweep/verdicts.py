@@ -103,7 +103,8 @@ def compare_cells(
 
     A cell is called better only where it leads by more than another rate could give the one behind, by a sign-flip
     test whose p after Holm's correction is at most 0.05; where there are six paired seeds at least; and where none of
-    its own closing runs diverged (the others are a choice of the good ones). Without the allowance for the rate, equal
+    its own closing runs diverged (the others are a choice of the good ones; nor are two cells called equivalent where
+    any diverged). Without the allowance for the rate, equal
     arms that were tuned with two seeds are told apart in up to a quarter of all sweeps: each pair of closing runs
     carries the same luck of the choice, so more closing seeds make it worse (``experiments/null_sweeps.py``).
 
@@ -173,7 +174,7 @@ def _measured(first: Contender, second: Contender, *, shown: Shown, margin: floa
         least_p=least_p(len(common)) if common else None,
         comparisons=0,
         allowance=allowance,
-        p_beyond=sign_flip_test(_less(found, allowance)) if common else None,
+        p_beyond=_p_beyond(found, allowance),
         margin=margin,
         p_equivalence=_p_equivalence(found, margin, max(first.doubt, second.doubt)),
         outcome="not testable",
@@ -184,10 +185,13 @@ def _measured(first: Contender, second: Contender, *, shown: Shown, margin: floa
     )
 
 
-def _less(found: PairedDifference, allowance: float) -> list[float]:
-    """The differences with their mean moved towards 0 by the allowance, no farther than to 0."""
-    moved = math.copysign(min(allowance, abs(found.mean)), found.mean)
-    return [value - moved for value in found.values]
+def _p_beyond(found: PairedDifference, allowance: float) -> float | None:
+    """The p of the differences with their mean moved towards 0 by the allowance."""
+    if not found.values:
+        return None
+    if allowance >= abs(found.mean):
+        return 1.0  # moved to 0, equal differences would leave their rounding, all of one sign
+    return sign_flip_test([value - math.copysign(allowance, found.mean) for value in found.values])
 
 
 def _p_equivalence(found: PairedDifference, margin: float | None, doubt: float) -> float | None:
@@ -204,7 +208,7 @@ def _corrected(p_values: Sequence[float | None], count: int) -> list[float] | li
 
 def _judged(found: Comparison, pair: tuple[Contender, Contender], shown: Shown) -> Comparison:
     ahead = _ahead(found.mean, pair, shown)
-    outcome = _outcome(found, ahead)
+    outcome = _outcome(found, ahead, pair)
     better = ahead if outcome.endswith("better") else None
     needed = None
     if better is None and outcome != "equivalent" and found.mean is not None and found.deviation is not None:
@@ -227,12 +231,13 @@ def _ahead(mean: float | None, pair: tuple[Contender, Contender], shown: Shown) 
     return pair[0] if (mean > 0) == shown.greater_is_better else pair[1]
 
 
-def _outcome(found: Comparison, ahead: Contender | None) -> Outcome:
+def _outcome(found: Comparison, ahead: Contender | None, pair: tuple[Contender, Contender]) -> Outcome:
     if found.p_beyond is None or len(found.differences) < pairs_for_least_p(ALPHA):
         return "not testable"
     if found.p_beyond <= ALPHA and ahead is not None and not ahead.diverged:
         return "first better" if ahead.label == found.first else "second better"
-    if found.p_equivalence is not None and found.p_equivalence <= ALPHA:
+    whole = not any(one.diverged for one in pair)
+    if whole and found.p_equivalence is not None and found.p_equivalence <= ALPHA:
         return "equivalent"
     return "not decided"
 
@@ -286,7 +291,7 @@ def _tests(found: Comparison, shown: Shown, sign: int) -> str:
     if found.comparisons > 1 and found.p_adjusted is not None:
         text += f", by Holm over {found.comparisons} comparisons p {p_text(found.p_adjusted)}"
     if found.allowance and found.p_beyond is not None and found.outcome.endswith("better"):
-        text += f"; beyond the {shown.number(found.allowance)} that another rate could add, p {p_text(found.p_beyond)}"
+        text += f"; beyond the {shown.number(found.allowance)} that another tried rate could add, p {p_text(found.p_beyond)}"
     return text
 
 
@@ -297,39 +302,45 @@ def _reasons(found: Comparison, ahead: Contender | None, shown: Shown) -> list[s
     if found.outcome.endswith("better"):
         agrees = found.p_equivalence is not None and found.p_equivalence <= ALPHA
         return ["The difference is smaller than the margin that was stated beforehand."] if agrees else []
-    if found.outcome == "not testable" or found.p_adjusted is None or found.p_adjusted > ALPHA or ahead is None:
+    undecided = found.outcome == "not testable" or found.p_adjusted is None or found.p_adjusted > ALPHA
+    if undecided or ahead is None or not (ahead.diverged or found.allowance):
         return _more_seeds(found, ahead, shown)
     behind = found.second if ahead.label == found.first else found.first
     if ahead.diverged:
         lost = len(ahead.diverged)
         return [f"{ahead.label} is ahead, but {lost} of its closing runs diverged, and only the others count."]
+    seeds = "tuning" if found.allowance >= abs(found.mean) else "tuning or closing"
     return [
         f"{ahead.label} is ahead at the rates that were chosen, but for all that its tuning runs tell, {behind} could"
-        f" gain {shown.amount(found.allowance)} by another rate (p {p_text(found.p_beyond or 0.0)} beyond that). More"
-        " tuning seeds would tell."
+        f" gain {shown.amount(found.allowance)} by another tried rate (p {p_text(found.p_beyond or 0.0)} beyond that)."
+        f" More {seeds} seeds would tell."
     ]
 
 
 def _more_seeds(found: Comparison, ahead: Contender | None, shown: Shown) -> list[str]:
     said: list[str] = []
-    most, pairs = max(1, found.comparisons), len(found.differences)
+    most, pairs, least = max(1, found.comparisons), len(found.differences), found.least_p or 1.0
+    if found.p_adjusted is not None and found.p_adjusted < min(1.0, most * least):
+        most = 1  # behind a comparison of more pairs, Holm's factor is smaller
     reaching = pairs_for_least_p(ALPHA / most)
     if pairs < reaching:
         over = f" over {most} comparisons" if most > 1 else ""
         said.append(
             f"{pairs} paired seed{'s' if pairs != 1 else ''} cannot give a p below"
-            f" {min(1.0, most * (found.least_p or 1.0)):.3f}{over}; {reaching} can reach {ALPHA:g}."
+            f" {min(1.0, most * least):.3f}{over}; {reaching} can reach {ALPHA:g}."
         )
     if ahead is not None and found.allowance >= abs(found.mean or 0.0):
         behind = found.second if ahead.label == found.first else found.first
         said.append(
-            f"Another rate could give {behind} as much ({shown.amount(found.allowance)}, for all that its tuning runs"
+            f"Another tried rate could give {behind} as much ({shown.amount(found.allowance)}, for all that its tuning runs"
             " tell), so more closing seeds alone would not decide it: it takes more tuning seeds as well."
         )
     elif found.seeds_needed is not None:
-        beyond = f", beyond the {shown.number(found.allowance)} that another rate could add" if found.allowance else ""
+        beyond = (
+            f", beyond the {shown.number(found.allowance)} that another tried rate could add" if found.allowance else ""
+        )
         said.append(
             f"If the true difference is as large as the observed one, {found.seeds_needed} paired seeds would show it"
-            f" with a probability of 80 %, at the observed spread{beyond}."
+            f" with a probability of about 80 %, at the observed spread{beyond}."
         )
     return said

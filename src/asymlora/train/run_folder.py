@@ -270,7 +270,10 @@ def require_same_recipe(path: Path, recipe: Recipe) -> None:
 
 def environment() -> dict[str, Any]:
     """Return what a result depends on besides its recipe; no host name and no path."""
-    packages = ("asymlora", "torch", "transformers", "accelerate", "datasets", "safetensors", "scikit-learn", "numpy")
+    packages = (
+        *("asymlora", "torch", "transformers", "accelerate", "datasets", "safetensors", "scikit-learn", "numpy", "scipy"),
+        *("peft", "optuna", "statsmodels", "ray"),
+    )
     versions = {}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -49,6 +49,9 @@ const sweepPage = {};
     return sorted.length % 2 ? sorted[Math.floor(half)] : (sorted[half - 1] + sorted[half]) / 2;
   };
   const known = (value) => value !== null && value !== undefined;
+  /* Not Math.min(...values): a call takes some ten thousand arguments at most, and curves have more values. */
+  const least = (values) => values.reduce((low, value) => Math.min(low, value), Infinity);
+  const most = (values) => values.reduce((high, value) => Math.max(high, value), -Infinity);
   /* Of a long axis not every value is written: those that have room. */
   const rateText = (rate) => {
     const [digits, exponent] = rate.toExponential(1).split("e");
@@ -64,6 +67,7 @@ const sweepPage = {};
       this.narrow = width < 560;
       this.traces = [];
       this.records = [];
+      this.runs = new Set();
       this.said = [];
       this.layout = {
         autosize: true,
@@ -102,7 +106,7 @@ const sweepPage = {};
 
     rateAxis(rates) {
       const logs = rates.map(Math.log10);
-      const [low, high] = [Math.min(...logs) - 0.15, Math.max(...logs) + 0.15];
+      const [low, high] = [least(logs) - 0.15, most(logs) + 0.15];
       const apart = ((high - low) * 48) / Math.max(this.width - 80, 120);
       const ticks = [];
       distinct(rates).forEach((rate) => {
@@ -113,7 +117,7 @@ const sweepPage = {};
 
     /* A log axis of a short range has ticks between the powers of ten, a long one at the powers, some left out. */
     logAxis(title, values, more = {}) {
-      const logs = [Math.log10(Math.min(...values)), Math.log10(Math.max(...values))];
+      const logs = [Math.log10(least(values)), Math.log10(most(values))];
       const pad = Math.max(0.15 - (logs[1] - logs[0]) / 2, 0.07 * (logs[1] - logs[0]));
       const [low, high] = more.range || [logs[0] - pad, logs[1] + pad];
       const span = high - low;
@@ -170,10 +174,12 @@ const sweepPage = {};
       this.layout.legend.maxheight = rows * 22 + 14;
     }
 
-    record(values) {
+    /* A line of the table of what is drawn; of one run, its run. */
+    record(values, run) {
       this.records.push(values);
+      if (run) this.runs.add(run);
     }
   }
 
-  Object.assign(sweepPage, { data, cells, runs, Drawing, plain, short, spans, distinct, grouped, mean, median, known, rateText });
+  Object.assign(sweepPage, { data, cells, runs, Drawing, plain, short, spans, distinct, grouped, mean, median, known, least, most, rateText });
 })();

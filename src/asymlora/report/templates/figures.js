@@ -1,7 +1,7 @@
 "use strict";
 /* One function for each figure: from what is chosen to traces, a layout and the records of what is drawn. */
 (() => {
-  const { data, cells, runs, plain, short, distinct, grouped, mean, median, known, rateText } = sweepPage;
+  const { data, cells, runs, plain, short, distinct, grouped, mean, median, known, least, most, rateText } = sweepPage;
   const figures = {};
   sweepPage.figures = figures;
 
@@ -10,27 +10,36 @@
   const ofCell = (chosen, cell, wanted) => runs.filter((run) => run.cell === cell && inView(chosen, run) && wanted(run));
   const told = (run, text) => plain(`${run.cell.label}, seed ${run.s}, rate ${rateText(run.lr)}: ${text}`) + `<br>run ${run.n}, ${run.st}`;
   const metricTitle = (name, scale) => plain(scale === 100 ? `${name}, %` : name);
+  /* The runs that the verdicts are about: of a sweep that was gone on with, some closing runs may be at an older rate. */
+  const isQuoted = (run) => run.p === "closing" && (!known(run.cell.closing_rate) || run.lr === run.cell.closing_rate);
+  const isTuning = (run) => run.p === "tuning" || run.p === "search";
   const digits = (value) => Number(value.toPrecision(5));
 
   /* Rates ------------------------------------------------------------------------------------------------------- */
 
   const rateRuns = (chosen, cell) => {
-    const tuned = runs.some((run) => run.cell === cell && (run.p === "tuning" || run.p === "search"));
-    return ofCell(chosen, cell, (run) => (tuned ? run.p === "tuning" || run.p === "search" : run.p === "closing"));
+    const tuned = runs.some((run) => run.cell === cell && isTuning(run));
+    return ofCell(chosen, cell, (run) => (tuned ? isTuning(run) : run.p === "closing"));
   };
+  /* As `asymlora.sweep.rates.divergence_edge` has it: a rate whose runs all failed tells nothing. Points of a search
+     differ in more than the rate, so they have no edge. */
   const edge = (byRate) => {
-    const rates = distinct([...byRate.keys()]).reverse();
+    const rates = distinct([...byRate.keys()]).filter((rate) => byRate.get(rate).some((run) => run.st !== "failed")).reverse();
+    if ([...byRate.values()].some((found) => found.some((run) => run.p === "search"))) return null;
     const stable = rates.findIndex((rate) => !byRate.get(rate).some((run) => run.st === "diverged"));
     return stable === 0 ? null : rates[(stable < 0 ? rates.length : stable) - 1];
   };
+
+  const isDrawn = (run) => run.st === "finished" || run.st === "pruned";
+  const isWide = (values) => values.length > 0 && least(values) > 0 && most(values) / least(values) > 12;
 
   /* Draws values of single runs against the rate; `value` gives a run's, in the units of the axis. */
   const againstRate = (drawing, chosen, { value, title, quantity, log }) => {
     const groups = shownCells(chosen).map((cell) => [cell, rateRuns(chosen, cell)]).filter(([, found]) => found.length);
     const all = groups.flatMap(([, found]) => found);
-    const values = all.filter((run) => run.st !== "diverged").map(value).filter(known);
+    const values = all.filter(isDrawn).map(value).filter(known);
     const fit = (number) => (log ? Math.log10(number) : number);
-    const [low, high] = values.length ? [fit(Math.min(...values)), fit(Math.max(...values))] : [0, 1];
+    const [low, high] = values.length ? [fit(least(values)), fit(most(values))] : [0, 1];
     const span = high - low || Math.abs(high) * 0.1 || 1;
     const troubled = groups.filter(([, found]) => found.some((run) => run.st === "diverged"));
     const bottom = low - span * (0.06 + 0.06 * troubled.length);
@@ -46,13 +55,13 @@
       [["finished", {}], ["pruned", { symbol: `${drawing.look(cell).marker}-open`, size: 9, opacity: 1, line: { width: 1.5 } }]].forEach(([status, marker]) => {
         const points = found.filter((run) => run.st === status && known(value(run)));
         drawing.points(cell, points.map((run) => run.lr), points.map(value), points.map((run) => told(run, `${quantity} ${digits(value(run))}`)), marker, { meta: status });
-        points.forEach((run) => drawing.record({ arm: cell.label, what: status, learning_rate: run.lr, [quantity]: value(run), seed: run.s, rank: run.k, run: run.n }));
+        points.forEach((run) => drawing.record({ arm: cell.label, what: status, learning_rate: run.lr, [quantity]: value(run), seed: run.s, rank: run.k, run: run.n }, run));
       });
       const lost = found.filter((run) => run.st === "diverged");
       const row = troubled.findIndex((group) => group[0] === cell);
       const height = back(bottom + span * 0.06 * (0.6 + troubled.length - 1 - row));
       drawing.points(cell, lost.map((run) => run.lr), lost.map(() => height), lost.map((run) => told(run, `diverged at step ${run.x}`)), { symbol: "x-thin", size: 9, opacity: 1, line: { width: 2, color: drawing.look(cell).colour } }, { meta: "diverged" });
-      lost.forEach((run) => drawing.record({ arm: cell.label, what: "diverged", learning_rate: run.lr, seed: run.s, rank: run.k, run: run.n }));
+      lost.forEach((run) => drawing.record({ arm: cell.label, what: "diverged", learning_rate: run.lr, seed: run.s, rank: run.k, run: run.n }, run));
       const from = edge(byRate);
       if (from !== null) {
         /* Edges of two arms at one rate would hide each other: each is moved by its row, by a hundredth of a decade. */
@@ -80,15 +89,17 @@
     const scale = own.length ? own[0].scale : 1;
     const value = (run) => (run.m === name && known(run.v) ? run.v * scale : null);
     if (data.sweeps.length > own.length) drawing.said.push("Sweeps of another metric are not drawn here: choose it above.");
-    againstRate(drawing, { ...chosen, arms: new Set([...chosen.arms].filter((arm) => own.includes(cells[arm].sweep))) }, { value, title: metricTitle(`${name} on validation`, scale), quantity: scale === 100 ? `${name}_percent` : name });
+    const shown = { ...chosen, arms: new Set([...chosen.arms].filter((arm) => own.includes(cells[arm].sweep))) };
+    const values = runs.filter((run) => inView(shown, run) && isDrawn(run)).map(value).filter(known);
+    const less = own.length && !own[0].greater_is_better;
+    const log = less && isWide(values); /* a perplexity, say, which grows without bound */
+    againstRate(drawing, shown, { value, title: metricTitle(`${name} on validation`, scale) + (less ? " (less is better)" : ""), quantity: scale === 100 ? `${name}_percent` : name, log });
   };
 
   const lastLoss = (run) => (run.l ? run.l.loss.filter(known).at(-1) ?? null : null);
   figures.loss = (drawing, chosen, options) => {
-    const values = runs.filter((run) => inView(chosen, run) && run.st !== "diverged").map(lastLoss).filter(known);
-    const positive = values.length > 0 && Math.min(...values) > 0;
-    const wide = positive && Math.max(...values) / Math.min(...values) > 12;
-    const log = positive && (options.scale === "log" || (options.scale === "auto" && wide));
+    const values = runs.filter((run) => inView(chosen, run) && isDrawn(run)).map(lastLoss).filter(known);
+    const log = (options.scale === "log" && values.length > 0 && least(values) > 0) || (options.scale === "auto" && isWide(values));
     againstRate(drawing, chosen, { value: lastLoss, title: "final training loss", quantity: "training_loss", log });
   };
 
@@ -96,7 +107,7 @@
 
   figures.closing = (drawing, chosen, options) => {
     const measure = options.measure || data.sweeps[0].metric;
-    const rows = shownCells(chosen).map((cell) => [cell, ofCell(chosen, cell, (run) => run.p === "closing" && run.t && known(run.t[measure]))]).filter(([, found]) => found.length);
+    const rows = shownCells(chosen).map((cell) => [cell, ofCell(chosen, cell, (run) => isQuoted(run) && run.st === "finished" && run.t && known(run.t[measure]))]).filter(([, found]) => found.length);
     const raw = rows.flatMap(([, found]) => found.map((run) => run.t[measure]));
     const scale = rows.length && rows[0][0].sweep.scale === 100 && raw.every((value) => value >= 0 && value <= 1) ? 100 : 1;
     const quantity = scale === 100 ? `${measure}_percent` : measure;
@@ -111,7 +122,7 @@
     rows.forEach(([cell, found], row) => {
       const values = found.map((run) => run.t[measure] * scale);
       drawing.points(cell, values, found.map((run) => place(row, run.s)), found.map((run, n) => told(run, `${measure} ${digits(values[n])}`)), { size: 8, opacity: 0.7 }, { meta: "seeds" });
-      found.forEach((run, n) => drawing.record({ arm: cell.label, what: "seed", [quantity]: values[n], seed: run.s, rank: run.k, learning_rate: run.lr, run: run.n }));
+      found.forEach((run, n) => drawing.record({ arm: cell.label, what: "seed", [quantity]: values[n], seed: run.s, rank: run.k, learning_rate: run.lr, run: run.n }, run));
       const middle = mean(values);
       const whole = cell.interval && measure === cell.sweep.metric && cell.closing.length === values.length;
       const [low, high] = whole ? [cell.interval.low * scale, cell.interval.high * scale] : [Math.min(...values), Math.max(...values)];
@@ -122,15 +133,17 @@
     });
     if (!rows.length) drawing.said.push("No closing run that is shown has this metric.");
     drawing.said = drawing.said.length > 3 ? ["Bars are ranges of the seeds that are shown."] : drawing.said;
+    if (runs.some((run) => inView(chosen, run) && run.p === "closing" && !isQuoted(run))) drawing.said.push("Closing runs at another rate than the arm's are not drawn.");
+    const less = rows.length && measure === rows[0][0].sweep.metric && !rows[0][0].sweep.greater_is_better;
     drawing.layout.height = 92 + Math.max(rows.length, 1) * (drawing.narrow ? 62 : 70);
-    drawing.layout.xaxis = drawing.axis(metricTitle(`${measure} on test`, scale));
+    drawing.layout.xaxis = drawing.axis(metricTitle(`${measure} on test`, scale) + (less ? " (less is better)" : ""));
     drawing.layout.yaxis = drawing.axis("", { range: [rows.length - 0.5, -0.62], tickvals: rows.map((_, n) => n), ticktext: rows.map(([cell]) => short(cell.label, drawing.narrow ? 12 : 30)), showgrid: false, ticks: "" });
   };
 
   /* Curves ------------------------------------------------------------------------------------------------------ */
 
   const chosenRuns = (chosen, cell, mode) => ofCell(chosen, cell, (run) => ({
-    closing: run.p === "closing", best: run.p === "tuning" && run.lr === cell.best_rate, tuning: run.p === "tuning", all: true,
+    closing: isQuoted(run), best: run.p === "tuning" && run.lr === cell.best_rate, tuning: isTuning(run), all: true,
   })[mode]);
 
   /* Every run as a thin line, all of one trace; the mean as long as all runs go on. */
@@ -143,7 +156,7 @@
       at.forEach((step, n) => {
         x.push(step); y.push(usable(values[n]) ? values[n] * scale : null);
         texts.push(told(run, `${quantity} ${known(values[n]) ? digits(values[n] * scale) : "-"} at step ${step}`));
-        drawing.record({ arm: cell.label, what: "run", quantity, step, value: usable(values[n]) ? values[n] * scale : null, seed: run.s, rank: run.k, learning_rate: run.lr, run: run.n });
+        drawing.record({ arm: cell.label, what: "run", quantity, step, value: usable(values[n]) ? values[n] * scale : null, seed: run.s, rank: run.k, learning_rate: run.lr, run: run.n }, run);
       });
       x.push(null); y.push(null); texts.push("");
     });
@@ -189,11 +202,11 @@
     const scale = data.sweeps.every((sweep) => sweep.scale === 100) ? 100 : 1;
     drawing.layout.annotations = [heading(drawing, both[0], "training loss"), heading(drawing, both[1], metricTitle(`${measures.join(", ")} on validation`, scale))];
     if (measures.length > 1) drawing.said.push("Sweeps of different metrics share the axis on validation.");
-    const losses = [];
+    let losses = [];
     const log = options.scale === "log";
     shownCells(chosen).forEach((cell) => {
       const found = chosenRuns(chosen, cell, options.runs);
-      losses.push(...drawCurves(drawing, cell, found, { curve: (run) => run.l, quantity: "loss", legend: true, positive: log }));
+      losses = losses.concat(drawCurves(drawing, cell, found, { curve: (run) => run.l, quantity: "loss", legend: true, positive: log }));
       drawCurves(drawing, cell, found, { curve: (run) => run.e, quantity: "value", scale, place: { xaxis: "x2", yaxis: "y2" }, legend: false });
     });
     drawing.layout.height = drawing.narrow ? 600 : 420;
@@ -239,7 +252,7 @@
   /* Similarity -------------------------------------------------------------------------------------------------- */
 
   figures.similarity = (drawing, chosen, options) => {
-    const pairs = data.sweeps.flatMap((sweep) => sweep.pairs.map((pair) => ({ ...pair, sweep }))).filter(({ a, b }) => inView(chosen, a) && inView(chosen, b) && (options.pairs === "all" || (options.pairs === "same") === (a.s === b.s)));
+    const pairs = data.sweeps.flatMap((sweep) => sweep.pairs.map((pair) => ({ ...pair, sweep }))).filter(({ a, b }) => [a, b].every((run) => inView(chosen, run) && isQuoted(run)) && (options.pairs === "all" || (options.pairs === "same") === (a.s === b.s)));
     const stacked = drawing.narrow;
     const both = stacked ? [{ suffix: "", x: [0, 1], y: [0.56, 1] }, { suffix: "2", x: [0, 1], y: [0, 0.44] }] : panels(drawing, 2, 2);
     const shown = distinct(pairs.flatMap(({ a, b }) => [a.cell.number, b.cell.number])).map((number) => cells[number]);
@@ -266,8 +279,8 @@
       drawing.layout[`xaxis${suffix}`] = drawing.axis("", { domain: panel.x, anchor: `y${suffix}`, tickvals: table.across.map((_, k) => k), ticktext: columns, showgrid: false, ticks: "", showline: false, tickangle: table.across.some((text) => text.length > 9) ? -40 : 0 });
       drawing.layout[`yaxis${suffix}`] = drawing.axis("", { domain: panel.y, anchor: `x${suffix}`, tickvals: table.down.map((_, k) => k), ticktext: labels, showgrid: false, ticks: "", showline: false, autorange: "reversed" });
     });
-    const most = Math.max(0.2, Math.ceil(Math.max(0, ...all) * 10) / 10);
-    drawing.layout.coloraxis = { colorscale: "Cividis", cmin: 0, cmax: most, colorbar: { thickness: 10, outlinewidth: 0, len: 0.9, title: { text: "CCA", side: "top" } } };
+    const top = Math.max(0.2, Math.ceil(Math.max(0, ...all) * 10) / 10);
+    drawing.layout.coloraxis = { colorscale: "Cividis", cmin: 0, cmax: top, colorbar: { thickness: 10, outlinewidth: 0, len: 0.9, title: { text: "CCA", side: "top" } } };
     const tall = Math.max(...heights, 1) * (options.by === "sites" ? 19 : 54);
     drawing.layout.height = stacked ? 200 + 2 * tall : 170 + Math.max(tall, 130);
     drawing.layout.margin.t = 34;

@@ -24,6 +24,14 @@
   /* Drawing ----------------------------------------------------------------------------------------------------- */
 
   const optionsOf = (figure) => Object.fromEntries(all("select", figure).map((select) => [select.dataset.option, select.value]));
+  /* Below a figure stands what it shows at first; another choice of it is said. */
+  const sayWhatIsDrawn = (drawing, name) => {
+    const shown = data.sweeps.map((sweep) => [sweep, spans([...drawing.runs].filter((run) => run.sweep === sweep).map((run) => run.n))]);
+    const usual = shown.every(([sweep, numbers]) => (numbers ? sweep.sources[name].includes(`runs ${numbers} of`) : !sweep.sources[name].startsWith("runs ")));
+    if (usual || !drawing.runs.size) return;
+    const texts = shown.filter(([, numbers]) => numbers).map(([sweep, numbers]) => `runs ${numbers}${data.sweeps.length > 1 ? ` of ${sweep.name}` : ""}`);
+    drawing.said.push(`Drawn now: ${texts.join("; ")}.`);
+  };
   const draw = (figure) => {
     const plot = figure.querySelector(".plot");
     const drawing = new Drawing(theme(), printing ? 680 : plot.clientWidth);
@@ -31,9 +39,7 @@
     drawing.emptyOut();
     drawing.makeRoomForLegend();
     if (printing) Object.assign(drawing.layout, { width: 680, autosize: false });
-    const numbers = data.sweeps.length === 1 ? drawing.records.map((record) => record.run).filter(Boolean) : [];
-    const usual = figure.querySelector(".source").textContent.includes(`runs ${spans(numbers)} of`);
-    if (numbers.length && !usual) drawing.said.push(`Drawn now: runs ${spans(numbers)}.`);
+    sayWhatIsDrawn(drawing, figure.dataset.figure);
     figure.querySelector(".said").textContent = drawing.said.join(" ");
     plot.style.minHeight = `${drawing.layout.height}px`;
     drawn.set(figure, drawing);
@@ -92,8 +98,8 @@
   const choose = (kind, change) => {
     change(chosen[kind]);
     tell();
-    keep();
     redraw();
+    keep(); /* last: within the frame of another page the address may be out of reach */
   };
   const tell = () => {
     all("fieldset").forEach((set) => all("input", set).forEach((input) => { input.checked = chosen[set.dataset.filter].has(Number(input.value)); }));
@@ -137,10 +143,10 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
-  /* A spreadsheet takes text that begins with one of four signs for a formula. */
+  /* A spreadsheet takes text that begins with one of these signs for a formula. */
   const field = (value) => {
     if (value === null || value === undefined) return "";
-    const text = typeof value === "string" && /^[=+\-@]/.test(value) ? `'${value}` : String(value);
+    const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
     return /[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
   };
   const csv = (records) => {
@@ -184,7 +190,7 @@
     const fills = { metric: runs.map((run) => run.m), closing: runs.flatMap((run) => (run.t ? Object.keys(run.t) : [])) };
     Object.entries(fills).forEach(([name, values]) => {
       const select = document.querySelector(`#figure-${name} select[data-option="measure"]`);
-      const names = [...new Set([...data.sweeps.map((sweep) => sweep.metric).filter((metric) => values.includes(metric)), ...values])];
+      const names = [...new Set([...data.sweeps.map((sweep) => sweep.metric).filter((metric) => values.includes(metric)), ...values])].filter(Boolean);
       select.append(...names.map((value) => new Option(value, value)));
       select.parentElement.hidden = names.length < 2;
     });

@@ -1,0 +1,63 @@
+"""`docs/sweeps.md`: its figures are those of the stored results, its words those of the command."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from asymlora.cli import recipe_options
+from asymlora.commands.sweep import parser
+from asymlora.sweep.axes import parse_arm, parse_axis, parse_rates
+from asymlora.sweep.searching import parse_searched
+from asymlora.train.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+
+
+def _results(name: str) -> list[dict[str, Any]]:
+    lines = (ROOT / "experiments" / "results" / name).read_text(encoding="utf-8").splitlines()
+    return [row for line in lines if (row := json.loads(line)).get("kind") != "settings"]
+
+
+def _table(first: str) -> list[list[str]]:
+    lines = PAGE[PAGE.index(f"| {first} |") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|---")]
+
+
+def test_the_coverage_is_what_was_stored() -> None:
+    heads, *rows = _table("differences")
+    shown = {(row[0], int(head.removeprefix("n = "))): row[i + 1] for row in rows for i, head in enumerate(heads[1:])}
+    stored = {(r["population"], r["values"]): f"{100 * r['ours']:.1f}" for r in _results("interval_coverage.jsonl")}
+    assert shown == stored
+
+
+def test_the_false_positives_are_what_was_stored() -> None:
+    def span(values: list[float]) -> str:
+        return f"{100 * min(values):.1f} to {100 * max(values):.1f} %"
+
+    rows = _results("null_sweeps.jsonl")
+    for arms, closing, false, alone, found in _table("arms")[1:]:
+        mine = [r for r in rows if (str(r["arms"]), str(r["closing"])) == (arms, closing)]
+        null = [r for r in mine if r["gain"] == 0]
+        assert false == span([r["verdicts"] for r in null])
+        assert alone == span([r["p alone"] for r in null])
+        assert found == span([r["verdicts"] for r in mine if r["gain"]])
+        assert max(r["verdicts"] for r in null) <= 0.05
+    assert {(r["arms"], r["closing"]) for r in rows} == {(int(row[0]), int(row[1])) for row in _table("arms")[1:]}
+
+
+def test_every_option_and_word_on_the_page_is_one_of_the_command() -> None:
+    known = {option for action in parser(recipe_options(Recipe()))._actions for option in action.option_strings}
+    sweeps = PAGE.split("## Reports")[0]
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", sweeps)) <= known
+    for word in re.findall(r"--arm ([^\s`]+)", sweeps):
+        parse_arm(word)
+    for word in re.findall(r"--lr ([^\s`]+)", sweeps):
+        parse_rates(word)
+    for word in re.findall(r"--axis ([^\s`]+)", sweeps):
+        parse_axis(word)
+    for word in re.findall(r"--search ([^\s`]+)", sweeps):
+        parse_searched(word)
