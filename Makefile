@@ -37,7 +37,7 @@ format: $(VENV)/dev
 bench: $(VENV)/dev ## measure what README and docs claim
 	$(BIN)/python benchmarks/finetune_margin.py
 	for part in grid dropout orders models; do $(BIN)/python benchmarks/step_overhead.py --part $$part; done
-	for name in dynamics_overhead product_costs saved_activations attach_time adapter_bytes dropout_masks theory_figures; do $(BIN)/python benchmarks/$$name.py; done
+	for name in page_opening dynamics_overhead product_costs saved_activations attach_time adapter_bytes dropout_masks theory_figures; do $(BIN)/python benchmarks/$$name.py; done
 	$(BIN)/python benchmarks/performance_page.py
 
 browser: ## Chromium, which draws figures as SVG, and Fashion-MNIST (Debian; needs root)

@@ -108,7 +108,7 @@ def test_a_plan_with_a_search_is_read_back_as_it_was() -> None:
         ({"search": ["train.lr=1e-4..1e-2"], "sampler": "grid"}, "sampler"),
         ({"prune_eta": 3}, "give --prune"),
         ({"lr_bounds": "1e-5..1", "no_grow": True}, "leave --no-grow out"),
-        ({"search": ["train.lr=1e-4..1e-2"], "no_grow": True}, "--search has none"),
+        ({"search": ["train.lr=1e-4..1e-2"], "no_grow": True}, "a search has none"),
         ({"margin": -1.0}, "margin=-1.0 must be a number above 0"),
     ],
 )

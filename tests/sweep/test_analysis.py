@@ -90,6 +90,18 @@ def test_nothing_and_failures_alone_are_answered() -> None:
     assert "2 runs failed and count for nothing until they are done again." in failed.notes
 
 
+def test_a_search_is_finished_and_answered_like_a_grid() -> None:
+    searched = [each for arm in "ab" for each in tuning(arm, SHARP, phase="search", axes={"adapter.rank": 4})]
+    assert analyse(plan(["a", "b"]), searched).answer == "No closing run has ended yet."
+    closed = [*closing("b", 1e-3, ABOVE, axes={"adapter.rank": 4}), *closing("a", 1e-3, SIX, axes={"adapter.rank": 4})]
+    found = analyse(plan(["a", "b"]), searched + closed)
+    # In the plan's order, whichever closed first.
+    assert [cell.label for cell in found.cells] == ["a, adapter.rank 4", "b, adapter.rank 4"]
+    assert found.finished
+    assert found.answer.startswith("b, adapter.rank 4 is best")
+    assert found.notes == ()
+
+
 def test_any_part_of_a_sweep_is_analysed_to_plain_json() -> None:
     whole = _rows(("a", SIX), ("b", ABOVE)) + tuning("c", {1e-4: "pruned", 1e-3: "diverged", 1e-2: "failed"})
     draw = random.Random(0)

@@ -117,6 +117,44 @@ def test_the_doubt_about_the_rate_is_a_bound_on_what_the_others_could_add(cells:
     assert sharp.rate_doubt == 0.0
 
 
+@pytest.mark.parametrize(("then", "doubted"), [(0.79, True), (0.5, False)])
+def test_a_rate_that_was_stopped_early_counts_by_how_far_it_was_behind_then(then: float, doubted: bool) -> None:
+    whole = tuning("a", {1e-3: 0.8}, scores={"step": [20, 80], "value": [0.7, 0.8]})
+    stopped = [row("a", lr=1e-2, seed=seed, value=then - 0.1, status="pruned") for seed in (100, 101)]
+    found = _cell(whole + stopped)
+    # The error of a difference of means, 0.1 / sqrt(2), at the 5 % point of a normal curve; behind at step 20.
+    gap = 0.7 - (then - 0.1)
+    assert found.rate_doubt is not None
+    assert found.rate_doubt == pytest.approx(max(0.0, 1.644854 * 0.1 / math.sqrt(2) - gap), abs=1e-6)
+    assert (found.rate_doubt > 0) == doubted
+
+
+def test_a_search_belongs_to_the_cell_that_it_ended_with() -> None:
+    points = {(1e-3, 8): 0.8, (1e-3, 4): 0.79, (2e-3, 8): 0.7}
+    searched = [
+        found
+        for (lr, rank), mean in points.items()
+        for found in tuning("a", {lr: mean}, phase="search", axes={"adapter.rank": rank})
+    ]
+    found = _cell(searched + closing("a", 1e-3, SIX, axes={"adapter.rank": 8}))
+    assert (found.label, found.axes, found.rates) == ("a, adapter.rank 8", {"adapter.rank": 8}, ())
+    assert (found.cost["search"].runs, found.cost["closing"].runs) == (6, 6)
+    assert found.rate_doubt == pytest.approx(1.644854 * 0.1 / math.sqrt(2) - 0.01, abs=1e-6)
+    assert found.caveats == ()
+
+
+def test_a_search_of_one_rate_is_not_tuned_and_one_without_closing_runs_is_no_cell() -> None:
+    searched = tuning("a", {1e-3: 0.8}, phase="search", axes={"adapter.rank": 8})
+    assert cells_of(PlanView.of(plan(["a"]), searched), searched) == []
+    found = _cell(searched + closing("a", 1e-3, SIX, axes={"adapter.rank": 8}))
+    assert found.caveats == ("The rate of a, adapter.rank 8 was not tuned.",)
+
+
+def test_a_cell_without_a_stable_rate_says_why_it_is_not_quoted() -> None:
+    found = _cell(tuning("a", {1e-4: "diverged", 1e-3: "diverged"}))
+    assert found.caveats == ("No rate of a has finished with all its seeds, so it has no closing runs.",)
+
+
 def test_where_less_is_better_the_lowest_mean_is_best() -> None:
     rows = tuning("a", {1e-4: 0.9, 1e-3: 0.5, 1e-2: 0.52}, greater_is_better=False, metric="loss")
     found = _cell(rows, noise=(0.1, 0.1001))

@@ -133,6 +133,18 @@ def test_an_unfinished_run_is_shown_and_warned_of(tmp_path: Path) -> None:
     assert any("two has not ended" in note for note in found.notes)
 
 
+def test_which_way_is_better_is_not_taken_from_a_run_that_has_not_ended(tmp_path: Path) -> None:
+    arms = ("init_a", "init_b")
+    rows = [replace(row, greater_is_better=False) for row in small_sweep.rows(arms=arms)]
+    folder = small_sweep.write_folder(tmp_path / "sweep", rows, arms=arms)
+    going = write_run(tmp_path / "going", score=None, recipe={"train": {"steps": small_sweep.STEPS}})
+    found = compared(going, folder)
+    assert found.descriptions == ()
+    (pair,) = [pair for pair in found.comparisons if pair.differences]
+    # Fractions are shown in points only where more of them is better.
+    assert "points" not in pair.sentence
+
+
 def test_cost_of_a_cell_is_that_of_its_closing_runs(tmp_path: Path) -> None:
     one, two = compared(write_run(tmp_path / "one"), write_run(tmp_path / "two", score=None)).cells
     assert (one.seconds, one.adapter_bytes) == (15.0, 1234)

@@ -26,6 +26,7 @@ from sweep.bowl import Bowl, work_of
 
 RECIPE = Recipe.from_dict({"train": {"steps": 40, "evaluate_every": 10}})
 ARMS = ("b_only", "init_a")
+SEARCH = Search(space=(parse_searched("train.lr=1e-4..1e-1"),), trials=12)
 
 
 def _plan(**values: Any) -> SweepPlan:
@@ -113,9 +114,11 @@ class _Killed(SilentObserver):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("each", "prune"), [(3, True), (7, False)])
-def test_an_interrupted_sweep_ends_with_the_runs_of_a_whole_one(tmp_path: Path, *, each: int, prune: bool) -> None:
-    plan = _plan(prune=prune, repeats=1)
+@pytest.mark.parametrize(("each", "prune", "search"), [(3, True, None), (7, False, None), (5, True, SEARCH)])
+def test_an_interrupted_sweep_ends_with_the_runs_of_a_whole_one(
+    tmp_path: Path, *, each: int, prune: bool, search: Search | None
+) -> None:
+    plan = _plan(prune=prune, repeats=1, search=search)
     bowl = Bowl(best={"b_only": 0.1, "init_a": 1e-4}, noise=0.01)
     _run(plan, bowl, tmp_path / "whole")
     whole, count = _results(tmp_path / "whole"), len(bowl.done)
@@ -138,7 +141,7 @@ class _Reversed(InProcess):
         return super().run(list(reversed(jobs)), told=told)
 
 
-@pytest.mark.parametrize("search", [None, Search(space=(parse_searched("train.lr=1e-4..1e-1"),), trials=12)])
+@pytest.mark.parametrize("search", [None, SEARCH])
 def test_the_order_in_which_runs_end_does_not_matter(tmp_path: Path, search: Search | None) -> None:
     plan = _plan(prune=True, search=search)
     bowl = Bowl(best={"b_only": 0.1, "init_a": 1e-4}, noise=0.02)

@@ -16,7 +16,6 @@ from asymlora.sweep.searching import Search, parse_searched
 GOOD: dict[str, Any] = {"rates": (1e-4, 1e-3, 1e-2), "arms": (parse_arm("init_a"), parse_arm("b_only"))}
 SIZES = (parse_axis("train.batch_size=16,32"),)
 RANKS = (parse_axis("adapter.rank=4,8"),)
-SEARCH = Search(space=(parse_searched("train.lr=1e-4..1e-2"), parse_searched("adapter.rank=4,8")))
 
 
 def _arms(*texts: str) -> dict[str, Any]:
@@ -56,10 +55,6 @@ def _arms(*texts: str) -> dict[str, Any]:
         ({"match": "parameters", **_arms("init_a", "b_only:rank=4")}, "arm 'b_only:rank=4' sets its own"),
         ({"match": "compute", **_arms("init_a", "x=b_only:train.steps=9")}, "sets train.steps .* arm 'x' sets its own"),
         ({"match": "compute", "axes": (parse_axis("train.steps=9,10"),)}, "train.steps .* it is an axis"),
-        ({"axes": RANKS, "search": SEARCH}, "adapter.rank is an axis and is searched too"),
-        ({"search": SEARCH, **_arms("b_only:rank=4", "init_a")}, "arm 'b_only:rank=4' sets adapter.rank, .* searched"),
-        ({"search": SEARCH, **_arms("b_only", "full")}, "arm 'full' does not read adapter.rank, which is searched"),
-        ({"search": SEARCH, "match": "parameters"}, "match=parameters sets adapter.rank .* and it is searched"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(values: dict[str, Any], words: str) -> None:
@@ -82,6 +77,25 @@ def test_a_plan_that_cannot_be_run_is_refused(values: dict[str, Any], words: str
 )
 def test_a_plan_that_can_be_run_is_not_refused(values: dict[str, Any]) -> None:
     assert plan_problems(SweepPlan(**{**GOOD, **values})) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"axes": RANKS}, "adapter.rank is searched, and it is an axis"),
+        ({"match": "parameters"}, "match=parameters sets adapter.rank, and it is searched"),
+        (_arms("b_only:rank=4", "init_a"), "adapter.rank is searched, and arm 'b_only:rank=4' sets its own"),
+        (_arms("b_only", "full"), "adapter.rank is searched, and arm 'full' does not read it"),
+        ({"bounds": (1e-6, 1.0)}, "bounds and grow are of a grid"),
+        ({"grow": False}, "bounds and grow are of a grid"),
+        ({"rates": (1e-3,), "tuning_seeds": ()}, "tuning_seeds is empty"),
+    ],
+)
+def test_a_search_that_others_would_undo_is_refused(values: dict[str, Any], words: str) -> None:
+    search = Search(space=(parse_searched("adapter.rank=4,8"),))
+    assert plan_problems(SweepPlan(**GOOD, search=search)) == []
+    with pytest.raises(SpecError, match=words):
+        SweepPlan(**{**GOOD, **values, "search": search})
 
 
 def test_all_problems_are_told_at_once() -> None:

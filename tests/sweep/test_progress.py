@@ -180,6 +180,9 @@ def test_points_of_a_search_are_one_cell_unless_planned() -> None:
     for rank in (4, 8):
         state.ended(small_sweep.row("init_a", lr=1e-3, seed=100, phase="search", axes={"adapter.rank": rank}))
     assert list(state.cells) == ["init_a"]
+    best = state.cells["init_a"].best()
+    assert best is not None
+    assert best.seeds == 1  # of one point, though both have one rate
     state.ended(small_sweep.row("init_a", lr=1e-3, seed=100, axes={"adapter.rank": 4}))
     assert list(state.cells) == ["init_a", "init_a, adapter.rank 4"]
 

@@ -154,6 +154,12 @@ def test_two_equal_differences_do_not_show_equivalence() -> None:
     assert tost([0.0, 0.0], margin=1.0).p == 0.25
 
 
+def test_differences_as_large_as_the_margin_are_not_within_it_though_they_are_rounded() -> None:
+    assert 0.102 - 0.1 < 0.002
+    assert tost([0.102 - 0.1] * 6, margin=0.002).p == 1.0
+    assert tost([0.001] * 6, margin=0.002).p == 1 / 2**6
+
+
 @pytest.mark.parametrize("margin", [0.0, -1.0, math.nan, math.inf])
 def test_a_margin_that_is_none_is_refused(margin: float) -> None:
     with pytest.raises(SpecError, match="a number above 0, in units of the metric"):
@@ -173,6 +179,14 @@ def test_seeds_needed_never_fall_below_what_the_exact_test_needs() -> None:
     assert seeds_needed(1.0, 50.0, alpha=0.05 / 3) == 7
     assert seeds_needed(1.0, 0.0) is None
     assert seeds_needed(1.0, 1e-9) is None
+
+
+def test_six_seeds_need_an_effect_that_gives_all_six_one_sign() -> None:
+    # The only p of six pairs below 0.05 is that of one sign: with a probability of 0.8 if each has 0.8^(1/6).
+    enough = float(stats.norm.ppf(0.8 ** (1 / 6)))
+    assert seeds_needed(1.0, enough * 1.001) == 6
+    assert seeds_needed(1.0, enough * 0.999) == 7
+    assert detectable_effect(1.0, 6) == pytest.approx(enough)
 
 
 def test_seeds_needed_grow_with_spread_power_and_level() -> None:

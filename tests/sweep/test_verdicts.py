@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_a_difference_of_both_signs_is_not_decided_and_says_what_would_decide() 
     found = _compare(MIXED)
     assert (found.outcome, found.better) == ("not decided", None)
     assert found.sentence.startswith("b_only and init_a: not decided. The mean accuracy of b_only is 0.10 points above")
-    assert f"{found.seeds_needed} paired seeds would show it with a probability of 80 %" in found.sentence
+    assert f"{found.seeds_needed} paired seeds would show it with a probability of about 80 %" in found.sentence
     assert "better" not in found.sentence
 
 
@@ -97,14 +98,44 @@ def test_a_lead_must_be_larger_than_what_another_rate_could_give_the_one_behind(
     rivals = {doubt: _contender("init_a", doubt=doubt) for doubt in (0.005, 0.02)}
     (small,) = compare_cells([_contender("b_only", CLEAR), rivals[0.005]], POINTS)
     assert small.better == "b_only"
-    assert "beyond the 0.50 that another rate could add, p = 0.008" in small.sentence
+    assert "beyond the 0.50 that another tried rate could add, p = 0.008" in small.sentence
     (large,) = compare_cells([_contender("b_only", CLEAR), rivals[0.02]], POINTS)
     assert (large.outcome, large.p_adjusted, large.p_beyond) == ("not decided", 2 / 2**8, 1.0)
-    assert "init_a could gain 2.00 points of accuracy by another rate" in large.sentence
+    assert "init_a could gain 2.00 points of accuracy by another tried rate" in large.sentence
     assert "More tuning seeds would tell." in large.sentence
     # The doubt of the one ahead is no reason: at another rate it would be ahead by more.
     (own,) = compare_cells([_contender("b_only", CLEAR, doubt=0.02), _contender("init_a")], POINTS)
     assert (own.better, own.allowance) == ("b_only", 0.0)
+
+
+def test_equal_differences_are_no_lead_beyond_an_allowance_that_is_larger() -> None:
+    # Their mean is one digit in the last place below them, so that less it they are all above 0.
+    arms = [Contender(label=x, values=dict.fromkeys(range(6), y), doubt=0.2) for x, y in (("a", 0.1), ("b", 0.0))]
+    (found,) = compare_cells(arms, POINTS)
+    assert (found.outcome, found.p_beyond) == ("not decided", 1.0)
+
+
+def test_a_lead_that_the_correction_alone_leaves_open_is_not_laid_to_the_rate() -> None:
+    # a and b differ from c by p = 0.008 each, but by less than its doubt; a and b by p = 0.031, without a doubt.
+    small = (0.010, 0.010, 0.010, 0.010, 0.010, 0.010, -0.001, -0.001)
+    a, b = (_contender(x, tuple(0.02 + more for more in gains)) for x, gains in (("a", small), ("b", (0.0,) * 8)))
+    pairs = compare_cells([a, b, _contender("c", doubt=0.1)], POINTS)
+    found = {pair.second: pair for pair in pairs if pair.first == "a"}
+    assert found["b"].p_adjusted is not None
+    assert found["b"].p_beyond is not None
+    assert found["b"].p_adjusted <= 0.05 < found["b"].p_beyond
+    assert found["b"].allowance == 0
+    assert "another tried rate" not in found["b"].sentence
+    assert "another tried rate" in found["c"].sentence
+
+
+def test_what_few_pairs_can_reach_behind_a_comparison_of_more_is_not_denied() -> None:
+    many = [_contender("a", CLEAR), _contender("b")]
+    six = Contender(label="c", values={s: value for s, value in many[1].values.items() if s < 6})
+    found = {pair.first: pair for pair in compare_cells([*many, replace(six, doubt=1.0)], POINTS) if pair.second == "c"}
+    # Holm over 3: 2 / 2^8 comes first, so 2 / 2^6 counts twice.
+    assert found["a"].p_adjusted == 2 * 2 / 2**6
+    assert "cannot give" not in found["a"].sentence
 
 
 def test_seeds_are_asked_for_only_where_they_would_decide() -> None:
@@ -115,9 +146,9 @@ def test_seeds_are_asked_for_only_where_they_would_decide() -> None:
     assert doubts[0.0].seeds_needed is not None
     assert doubts[0.0003].seeds_needed is not None
     assert doubts[0.0].seeds_needed < doubts[0.0003].seeds_needed
-    assert "beyond the 0.03 that another rate could add." in doubts[0.0003].sentence
+    assert "beyond the 0.03 that another tried rate could add." in doubts[0.0003].sentence
     assert doubts[0.005].seeds_needed is None
-    assert "Another rate could give init_a as much (0.50 points of accuracy" in doubts[0.005].sentence
+    assert "Another tried rate could give init_a as much (0.50 points of accuracy" in doubts[0.005].sentence
     assert "would show it" not in doubts[0.005].sentence
 
 
@@ -144,6 +175,14 @@ def test_equivalence_needs_room_for_the_choice_of_the_rate() -> None:
     arms = [_contender("b_only", MIXED, doubt=0.018), _contender("init_a")]
     assert compare_cells(arms, POINTS, margin=0.02)[0].outcome == "not decided"
     assert compare_cells(arms, POINTS, margin=0.01)[0].p_equivalence == 1.0
+
+
+def test_cells_of_which_runs_diverged_are_not_called_equivalent() -> None:
+    arms = [_contender("b_only", MIXED), _contender("init_a", diverged=(8,))]
+    found = compare_cells(arms, POINTS, margin=0.02)[0]
+    assert found.p_equivalence is not None
+    assert found.p_equivalence <= 0.05
+    assert found.outcome == "not decided"
 
 
 def test_a_difference_below_the_margin_is_better_and_says_that_it_does_not_matter() -> None:

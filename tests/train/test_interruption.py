@@ -25,7 +25,7 @@ def _report(recipe: dict[str, Any], root: Path, *, number: int, how: str) -> dic
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("how", "number"), [("SIGKILL", 8), ("SIGINT", 4)])
+@pytest.mark.parametrize(("how", "number"), [("SIGKILL", 3), ("SIGINT", 3)])
 def test_interrupted_runs_resume_to_the_same_bits(
     small_recipe: dict[str, Any], tmp_path: Path, how: str, number: int
 ) -> None:

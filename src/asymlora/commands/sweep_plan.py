@@ -54,8 +54,6 @@ def _refuse_idle(words: Mapping[str, Any]) -> None:
     wrong = {
         "--prune-eta is of early stopping: give --prune": words["prune_eta"] is not None and not words["prune"],
         "--lr-bounds is how far a grid may grow: leave --no-grow out": words["lr_bounds"] and words["no_grow"],
-        "--lr-bounds and --no-grow are of a grid, and --search has none": words["search"]
-        and (words["lr_bounds"] or words["no_grow"]),
     }
     refuse_values([said for said, idle in wrong.items() if idle])
 

@@ -145,7 +145,7 @@ class CellRows:
     def finished_closing(self) -> list[RunRow]:
         """Those of them that finished with a finite figure on the test part."""
         ended = [row for row in self.closing if row.status == "finished"]
-        return [row for row in ended if _is_finite((row.test or {}).get(self.metric))]
+        return [row for row in ended if math.isfinite((row.test or {}).get(self.metric, math.nan))]
 
     def gaps(self) -> list[float] | None:
         """Return how far each other rate, or point of a search, was behind the chosen one on validation.
@@ -315,8 +315,8 @@ def _gap(chosen: Mapping[int, RunRow], other: Mapping[int, RunRow], sign: int) -
     for seed, row in other.items():
         ahead = chosen[seed].validation
         if row.status == "pruned":
-            scores = dict(zip(*(chosen[seed].scores.get(key, ()) for key in ("step", "value")), strict=True))
-            ahead = scores.get(row.steps)
+            scores = chosen[seed].scores
+            ahead = dict(zip(scores.get("step", ()), scores.get("value", ()), strict=True)).get(row.steps)
         if row.status not in ("finished", "pruned") or ahead is None or row.validation is None:
             return None
         gaps.append(sign * (ahead - row.validation))
@@ -368,17 +368,13 @@ def _point_of(row: RunRow) -> str:
     return f"{cell_label(row.arm, row.axes)}, rate {row.lr!r}"
 
 
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
 def _last_loss(row: RunRow) -> float | None:
     losses = row.losses.get("loss") or ()
-    return losses[-1] if losses and _is_finite(losses[-1]) else None
+    return losses[-1] if losses and math.isfinite(losses[-1]) else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None and _is_finite(value)]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return statistics.fmean(known) if known else None
 
 

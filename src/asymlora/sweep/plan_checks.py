@@ -112,24 +112,8 @@ def _choice_problems(plan: SweepPlan) -> Iterator[str]:
                 f"arm {arm.name!r} does not read {axis.field}, so its cells along that axis would be the same run."
                 " Leave the arm or the axis out"
             )
-    if plan.search is not None:
-        yield from _search_problems(plan, [field.name for field in plan.search.space])
     if plan.match in _SET_BY_MATCH:
         yield from _budget_problems(plan, _SET_BY_MATCH[plan.match])
-
-
-def _search_problems(plan: SweepPlan, searched: Sequence[str]) -> Iterator[str]:
-    # A point is laid over the arm and the axes: two cells would be the same runs.
-    for axis in plan.axes:
-        if axis.field in searched:
-            yield f"{axis.field} is an axis and is searched too. Leave one of them out"
-    for arm, name in itertools.product(plan.arms, searched):
-        if name in arm.options:
-            yield f"arm {arm.name!r} sets {name}, which is searched too. Leave one of them out"
-        elif not is_read(arm.method(plan.recipe), name):
-            yield f"arm {arm.name!r} does not read {name}, which is searched. Leave the arm out, or search it alone"
-    if (name := _SET_BY_MATCH.get(plan.match)) in searched:
-        yield f"match={plan.match} sets {name} of every arm but the first, and it is searched. Leave one of them out"
 
 
 def _budget_problems(plan: SweepPlan, name: str) -> Iterator[str]:

@@ -291,7 +291,8 @@ def _tests(found: Comparison, shown: Shown, sign: int) -> str:
     if found.comparisons > 1 and found.p_adjusted is not None:
         text += f", by Holm over {found.comparisons} comparisons p {p_text(found.p_adjusted)}"
     if found.allowance and found.p_beyond is not None and found.outcome.endswith("better"):
-        text += f"; beyond the {shown.number(found.allowance)} that another tried rate could add, p {p_text(found.p_beyond)}"
+        allowed = shown.number(found.allowance)
+        text += f"; beyond the {allowed} that another tried rate could add, p {p_text(found.p_beyond)}"
     return text
 
 
@@ -332,8 +333,8 @@ def _more_seeds(found: Comparison, ahead: Contender | None, shown: Shown) -> lis
     if ahead is not None and found.allowance >= abs(found.mean or 0.0):
         behind = found.second if ahead.label == found.first else found.first
         said.append(
-            f"Another tried rate could give {behind} as much ({shown.amount(found.allowance)}, for all that its tuning runs"
-            " tell), so more closing seeds alone would not decide it: it takes more tuning seeds as well."
+            f"Another tried rate could give {behind} as much ({shown.amount(found.allowance)}, for all that its tuning"
+            " runs tell), so more closing seeds alone would not decide it: it takes more tuning seeds as well."
         )
     elif found.seeds_needed is not None:
         beyond = (
