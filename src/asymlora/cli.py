@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 import types
 import typing
@@ -85,6 +86,8 @@ def _run(argv: list[str]) -> int:
         typed = argv[0] if argv and not argv[0].startswith("-") else "finetune"
         raise SpecError(f"{_readable(str(error))} See: asymlora --help, asymlora {typed} --help.") from None
     options = given[given["command"]].as_dict() if given.get(given["command"]) else {}
+    if given["command"] == "sweep":
+        options["typed"] = shlex.join(["asymlora", *argv])
     if given["command"] in _FILES:
         return _load(f"asymlora.commands.{given['command']}").run(options)
     return {"finetune": _finetune, "predict": _predict, "merge": _merge, "convert": _convert}[given["command"]](options)

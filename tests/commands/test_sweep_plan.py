@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asymlora.commands.sweep_plan import ARMS, plan_of
+from asymlora.commands.sweep_plan import ARMS, gone_on_with, plan_of
 from asymlora.errors import AsymloraError, SpecError
 from asymlora.sweep.grid import SweepPlan
 from asymlora.sweep.searching import Search, Searched
@@ -123,3 +123,31 @@ def test_what_makes_no_plan_is_refused(words: dict[str, Any], said: str | None) 
 def test_the_error_is_one_of_values() -> None:
     with pytest.raises(SpecError):
         _plan(lr="1e-3..nothing")
+
+
+def _gone_on(stored: SweepPlan, folder: Path, recipe: dict[str, Any] | None = None, /, **words: Any) -> SweepPlan:
+    (folder / "sweep.yaml").write_text(stored.to_yaml())
+    return gone_on_with(folder, None, recipe or {}, {**dict.fromkeys(WORDS), **words})
+
+
+def test_a_plan_that_is_gone_on_with_keeps_what_is_not_typed(tmp_path: Path) -> None:
+    stored = _plan({"train": {"steps": 40}}, arm=["b_only"], lr="1e-3..1e-2:2", no_grow=True, seeds="3", margin=0.01)
+    assert _gone_on(stored, tmp_path) == stored
+    more = _gone_on(stored, tmp_path, arm=["init_a", "b_only"], seeds="8", repeats=1)
+    assert [arm.name for arm in more.arms] == ["b_only", "init_a"]
+    assert more.closing_seeds == tuple(range(8))
+    assert (more.recipe, more.rates, more.grow, more.margin, more.tuning_seeds, more.repeats) == (
+        *(stored.recipe, stored.rates, False, 0.01, stored.tuning_seeds, 1),
+    )
+
+
+def test_a_search_is_gone_on_with(tmp_path: Path) -> None:
+    stored = _plan(search=["train.lr=1e-4..1e-2"], trials=10)
+    more = _gone_on(stored, tmp_path, trials=20)
+    assert stored.search is not None
+    assert more.search == Search(space=stored.search.space, trials=20)
+
+
+def test_a_recipe_that_is_typed_again_takes_the_place_of_the_stored_one(tmp_path: Path) -> None:
+    stored = _plan({"train": {"steps": 40}})
+    assert _gone_on(stored, tmp_path, {"train": {"steps": 30}}).recipe.train.steps == 30

@@ -281,3 +281,11 @@ def test_every_pair_of_matched_arms_is_named_once() -> None:
     found = _matched(_plan("init_a", "b_only", "a_only", axes=("train.batch_size=16,32",)))
     assert len({cell.label for cell in found}) == len(found) == 6
     assert all(one.recipe != other.recipe for one, other in itertools.combinations(found, 2))
+
+
+def test_what_a_run_keeps_is_the_model_or_two_factors_a_site() -> None:
+    costs, adapter = ModelCosts(), Recipe()
+    assert costs.kept_bytes(adapter) == 4 * 2 * costs.factor_values(adapter)
+    whole = costs.kept_bytes(replace(adapter, method="full", adapter=AdapterSpec()))
+    assert 4 * 20e6 < whole < 4 * 25e6  # MiniLM-L6 has 22.7 million weights, its pooler among them
+    assert costs.kept_bytes(replace(adapter, method="head", adapter=AdapterSpec())) == 0

@@ -239,13 +239,13 @@ def test_a_failure_in_the_middle_leaves_the_session_usable(
     step = torch.optim.AdamW.step
 
     def fails(*_: Any, **__: Any) -> None:
-        raise RuntimeError("the third step fails")
+        raise KeyError("the third step fails")
 
     with monkeypatch.context() as broken:
         broken.setattr(torch.optim.AdamW, "step", fails)
         row = used.run(good)
     assert torch.optim.AdamW.step is step
-    assert (row.status, row.error, row.steps) == ("failed", "RuntimeError: the third step fails", 0)
+    assert (row.status, row.error, row.steps) == ("failed", "KeyError: 'the third step fails'", 0)
     assert used.run(good).result() == before.result()
 
     def interrupted(done: int, total: int, values: Mapping[str, float]) -> None:

@@ -43,7 +43,7 @@ def test_a_new_sweep_has_its_plan_and_environment_before_its_first_run(tmp_path:
     folder = claim(tmp_path / "deep" / "sweep", resume=False, overwrite=False)
     assert not folder.path.exists()
     with folder.begun(PLAN) as store:
-        assert {f.name for f in folder.path.iterdir()} == {"sweep.yaml", "environment.json"}
+        assert {f.name for f in folder.path.iterdir()} == {"sweep.yaml", "environment.json", "sessions.jsonl"}
         store.append(row(1))
     assert stored_plan(folder.path)["arms"] == ["init_a"]
     assert [f.name for f in folder.path.parent.iterdir()] == ["sweep"]
@@ -84,6 +84,17 @@ def test_resuming_goes_on_with_the_rows_and_takes_the_larger_plan(begun: Path) -
     with claim(begun, resume=True, overwrite=False).begun(larger) as store:
         assert [each.seed for each in store.rows()] == [1]
     assert stored_plan(begun)["arms"] == ["init_a", "init_b"]
+
+
+def test_every_session_leaves_what_was_typed_and_on_what(tmp_path: Path) -> None:
+    for command in ("asymlora sweep --out x", "asymlora sweep --out x --resume"):
+        with claim(tmp_path, resume=True, overwrite=False).begun(PLAN, command=command):
+            pass
+    with (tmp_path / "sessions.jsonl").open("a") as file:
+        file.write('{"command": "torn')
+    sessions = read_sweep(tmp_path).sessions
+    assert [session["command"] for session in sessions] == ["asymlora sweep --out x", "asymlora sweep --out x --resume"]
+    assert sessions[0]["environment"]["cpus"] == os.cpu_count()
 
 
 def test_resuming_where_nothing_is_begins_a_sweep(tmp_path: Path) -> None:

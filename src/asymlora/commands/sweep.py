@@ -17,7 +17,10 @@ _PLAN = (
     *("arm", "axis", "lr", "lr_bounds", "no_grow", "seeds", "tuning_seeds", "match", "prune", "prune_eta", "repeats"),
     *("margin", "threads", "search", "trials", "sampler", "search_batch"),
 )
-_OWN = (*("recipe", "out", "resume", "overwrite", "dry_run", "no_page"), *("executor", "workers", "memory", "address"))
+_OWN = (
+    *("typed", "recipe", "out", "resume", "overwrite", "dry_run", "no_page"),
+    *("executor", "workers", "memory", "address"),
+)
 
 
 def parser(recipe_options: Iterator[tuple[str, Any, Any, str]]) -> Any:
@@ -120,12 +123,14 @@ def run(options: dict[str, Any]) -> int:
     refuse_places(own["executor"] or "inline", **{name: own[name] for name in ("workers", "memory", "address")})
     resume, overwrite, dry = (bool(own[name]) for name in ("resume", "overwrite", "dry_run"))
     folder = claim(own["out"], resume=resume, overwrite=overwrite) if resume or not dry else None
-    stored = _stored_plan(folder, own, words, given)
-    from asymlora.commands.sweep_plan import plan_of
+    from asymlora.commands.sweep_plan import gone_on_with, plan_of
 
-    plan = stored or plan_of(own["recipe"], given, words)
     if folder is not None and folder.resumes:
+        plan = gone_on_with(folder.path, own["recipe"], given, words)
         require_same_base(folder.path, plan.to_dict())
+    else:
+        _refuse_nothing_to_resume(folder, own, words, given)
+        plan = plan_of(own["recipe"], given, words)
     _require_packages(own, plan)
     from asymlora.train.callbacks import quiet_transformers
 
@@ -140,20 +145,13 @@ def run(options: dict[str, Any]) -> int:
     return _sweep(plan, cells, folder, own)
 
 
-def _stored_plan(folder: Any, own: dict[str, Any], words: dict[str, Any], given: dict[str, Any]) -> Any:
-    # Resumed without a word of what: the sweep's own plan.
-    from asymlora.sweep.grid import SweepPlan
-    from asymlora.sweep.sweep_folder import stored_plan
-
+def _refuse_nothing_to_resume(folder: Any, own: dict[str, Any], words: dict[str, Any], given: dict[str, Any]) -> None:
     said = own["recipe"] or given or any(value not in (None, False) for value in words.values())
-    if folder is None or not own["resume"] or said:
-        return None
-    if not folder.resumes:
+    if folder is not None and own["resume"] and not said:
         raise NothingToResumeError(
             f"There is no sweep in {folder.path} to go on with. Begin it without --resume, or repeat its recipe and"
             " options beside --resume."
         )
-    return SweepPlan.from_dict(stored_plan(folder.path))
 
 
 def _require_packages(own: dict[str, Any], plan: Any) -> None:
@@ -187,11 +185,11 @@ def _sweep(plan: Any, cells: Any, folder: Any, own: dict[str, Any]) -> int:
     )  # fmt: skip
     with SweepDisplay(console) as display, executor:
         try:
-            summary = run_sweep(plan, cells, folder, executor=executor, observer=display).to_dict()
+            found = run_sweep(plan, cells, folder, executor=executor, observer=display, command=own["typed"] or "")
         except KeyboardInterrupt:
             raise _interrupted(folder.path) from None
     console.print()
-    console.print(sweep_tables(summary, width=console.width))
+    console.print(sweep_tables(found.to_dict(), width=console.width))
     console.print()
     console.print(f"Records: {folder.path}/runs.jsonl", markup=False, highlight=False, soft_wrap=True)
     if not own["no_page"]:
@@ -200,7 +198,6 @@ def _sweep(plan: Any, cells: Any, folder: Any, own: dict[str, Any]) -> int:
 
 
 def _changed(plan: Any, folder: Any) -> list[str]:
-    # What is typed beside --resume is the whole plan, so what was not typed again is seen to go.
     from asymlora.sweep.sweep_folder import stored_plan
     from asymlora.train.recipe import differing_keys
 
@@ -226,11 +223,11 @@ def _write_page(console: Any, path: Path) -> None:
 
 
 def _bytes_to_write(plan: Any, cells: Any) -> int:
-    # A kept adapter is nearly all factors and head in float32; a row with its curves is some tens of kilobytes.
+    # A row with its curves is some tens of kilobytes.
     from asymlora.sweep.matching import ModelCosts
 
     costs = ModelCosts()
-    adapters = sum(8 * costs.factor_values(cell.recipe) for cell in cells if cell.recipe.method == "adapter")
+    adapters = sum(costs.kept_bytes(cell.recipe) for cell in cells)
     runs = len(cells) * (len(plan.rates) * len(plan.tuning_seeds) + len(plan.closing_seeds))
     return len(plan.closing_seeds) * adapters + runs * 100_000
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from asymlora.errors import SpecError
@@ -10,10 +12,13 @@ from asymlora.schema import refuse_values
 from asymlora.sweep.axes import parse_arm, parse_axis, parse_rates
 from asymlora.sweep.grid import SweepPlan, seeds_of
 from asymlora.sweep.searching import Search, parse_searched
+from asymlora.sweep.sweep_folder import stored_plan
 from asymlora.train.recipe import Recipe
 
 RATES = "1e-4..1e-2"
 ARMS = ("init_a", "init_b", "b_only")
+_PLAIN = ("match", "prune_eta", "repeats", "margin", "threads")
+"""Options that are fields of the plan by the same name."""
 _OF_SEARCH = ("trials", "sampler", "search_batch")
 
 
@@ -32,7 +37,7 @@ def plan_of(file: str | None, given: Mapping[str, Any], words: Mapping[str, Any]
         SpecError: A word says nothing, or an option does nothing beside the others.
     """
     _refuse_idle(words)
-    recipe = Recipe.load(file, given) if file else Recipe.from_dict(given)
+    recipe = _recipe(file, given)
     closing, tuning = _seeds(words)
     values: dict[str, Any] = {
         "recipe": recipe,
@@ -46,8 +51,52 @@ def plan_of(file: str | None, given: Mapping[str, Any], words: Mapping[str, Any]
         "prune": bool(words["prune"]),
         "search": _search(words),
     }
-    plain = ("match", "prune_eta", "repeats", "margin", "threads")
-    return SweepPlan(**values, **{name: words[name] for name in plain if words[name] is not None})
+    return SweepPlan(**values, **{name: words[name] for name in _PLAIN if words[name] is not None})
+
+
+def gone_on_with(folder: Path, file: str | None, given: Mapping[str, Any], words: Mapping[str, Any]) -> SweepPlan:
+    """Return the plan of a sweep that is resumed: the stored one, with what was typed now laid over it.
+
+    Args:
+        folder: The sweep.
+        file: As for `plan_of`; None: the stored recipe.
+        given: As for `plan_of`.
+        words: As for `plan_of`. Arms are added to those that are there; the others take the place of what is there.
+
+    Returns:
+        The plan.
+    """
+    stored = SweepPlan.from_dict(stored_plan(folder))
+    said = {**words, "prune": words["prune"] or stored.prune, "no_grow": words["no_grow"] or not stored.grow}
+    _refuse_idle(said)
+    new: dict[str, Any] = {"prune": said["prune"], "grow": not said["no_grow"]}
+    if file or given:
+        new["recipe"] = _recipe(file, given)
+    if words["arm"]:
+        typed = {arm.name: arm for arm in map(parse_arm, words["arm"])}
+        new["arms"] = (*(typed.pop(arm.name, arm) for arm in stored.arms), *typed.values())
+    if words["axis"]:
+        new["axes"] = tuple(parse_axis(word) for word in words["axis"])
+    if words["lr"]:
+        new["rates"] = _rates(words)
+    if words["lr_bounds"]:
+        new["bounds"] = _bounds(words["lr_bounds"])
+    if words["seeds"] or words["tuning_seeds"]:
+        closing, tuning = _seeds(words)
+        new |= {"closing_seeds": closing} if words["seeds"] else {}
+        new |= {"tuning_seeds": tuning} if words["tuning_seeds"] else {}
+    if words["search"] or stored.search is not None:
+        new["search"] = _search(words) if words["search"] else _further(stored.search, words)
+    return replace(stored, **new, **{name: words[name] for name in _PLAIN if words[name] is not None})
+
+
+def _further(search: Search | None, words: Mapping[str, Any]) -> Search | None:
+    options = {name.removeprefix("search_"): words[name] for name in _OF_SEARCH if words[name] is not None}
+    return None if search is None else replace(search, **options)
+
+
+def _recipe(file: str | None, given: Mapping[str, Any]) -> Recipe:
+    return Recipe.load(file, given) if file else Recipe.from_dict(given)
 
 
 def _refuse_idle(words: Mapping[str, Any]) -> None:

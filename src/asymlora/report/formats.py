@@ -56,6 +56,7 @@ def json_text(results: Sequence[Analysed], *, command: str) -> str:
                 "name": records.name,
                 "plan": records.plan,
                 "environment": records.environment,
+                "sessions": records.sessions,
                 "rows": [row.to_dict() for row in records.rows],
                 "similarity": list(records.similarity),
                 "summary": summary,
@@ -138,6 +139,7 @@ def _table(sheet: Sheet) -> list[str]:
 
 def _provenance(records: SweepRecords) -> list[str]:
     environment = _items(records.environment)
+    commands = [f"- {escaped(str(each['command']))}" for each in records.sessions if each.get("command")]
     plan = _items({key: value for key, value in records.plan.items() if key != "recipe"})
     recipe = yaml_text(records.plan.get("recipe") or {})
     # Longer than any in the recipe: a prompt's template may hold one.
@@ -147,6 +149,7 @@ def _provenance(records: SweepRecords) -> list[str]:
         "",
         f"{len(records.rows)} rows of `runs.jsonl`." if len(records.rows) != 1 else "One run.",
         "",
+        *(["### Commands", "", *commands, ""] if commands else []),
         *(["### Environment", "", *environment, ""] if environment else []),
         *(["### Plan", "", *plan, ""] if plan else []),
         *("### Recipe", "", f"{fence}yaml", recipe.rstrip(), fence, ""),

@@ -118,6 +118,7 @@ def _sweep(records: SweepRecords, name: str) -> dict[str, Any]:
         "cost_line": cost_line(summary),
         "runs": runs_table(summary, rows),
         "environment": environment_table(records.environment),
+        "commands": [str(each["command"]) for each in records.sessions if each.get("command")],
         "recipe": yaml_text(recipe),
         "plan": yaml_text({key: value for key, value in records.plan.items() if key != "recipe"}),
         "sources": sources,

@@ -37,6 +37,7 @@ def run_sweep(
     *,
     executor: Executor,
     observer: SweepObserver | None = None,
+    command: str = "",
 ) -> Summary:
     """Do all runs of a plan that are not done yet, and say what they show.
 
@@ -46,6 +47,7 @@ def run_sweep(
         folder: A claimed folder; it holds the records, the kept adapters and, at the end, the summary.
         executor: Where the runs are done.
         observer: Who is told how it goes on.
+        command: What was typed, for the records.
 
     Returns:
         The summary; it also stands in ``summary.json``.
@@ -55,7 +57,7 @@ def run_sweep(
         RunFolderError: The folder cannot be written any more; what was stored stays.
     """
     watcher = observer or SilentObserver()
-    with folder.begun(plan.to_yaml()) as store:
+    with folder.begun(plan.to_yaml(), command=command) as store:
         for warning in (*store.warnings(), *_changes(folder)):
             watcher.stage(warning)
         runs = SweepRuns(store, executor, watcher, cells)

@@ -201,6 +201,19 @@ class ModelCosts:
         shape = _shape(model, recipe, _heads(model, recipe))
         return 0 if shape is None else sum(layer.trained_factor_values for layer in shape.adapted.values())
 
+    def kept_bytes(self, recipe: Recipe) -> int:
+        """Return about what the weights take that a run keeps: those of the whole model, or two factors a site.
+
+        Args:
+            recipe: The recipe.
+
+        Returns:
+            Bytes in float32; heads are left out, and 0 where the method's sites are not known.
+        """
+        if recipe.method == "full":
+            return 4 * sum(parameter.numel() for parameter in self._model(recipe).parameters())
+        return 8 * self.factor_values(recipe) if recipe.method in RANKED else 0
+
     def flops(self, recipe: Recipe) -> float | None:
         """Return the floating-point operations of one optimizer step, every row as long as the data allow.
 

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ from asymlora.train.recipe import differing_keys, read_yaml
 from asymlora.train.run_folder import environment
 
 SWEEPS = Path("sweeps")
-PLAN, ENVIRONMENT, RUNS, ADAPTERS, SIMILARITY, SUMMARY = (
+PLAN, ENVIRONMENT, RUNS, ADAPTERS, SIMILARITY, SUMMARY, SESSIONS = (
     "sweep.yaml",
     "environment.json",
     "runs.jsonl",
     "adapters",
     "similarity.jsonl",
     "summary.json",
+    "sessions.jsonl",
 )
 FIXED_KEYS = ("kind", "version", "recipe", "match", "margin", "prune", "prune_eta", "search")
 """Keys of a plan that a resumed sweep must share with the stored one; arms, rates and seeds may be added, and values to
@@ -69,11 +71,12 @@ class SweepFolder:
         return self.path / ADAPTERS
 
     @contextmanager
-    def begun(self, plan: str) -> Iterator[RunStore]:
+    def begun(self, plan: str, *, command: str = "") -> Iterator[RunStore]:
         """Make the folder with its plan and environment, or clean up the one that is resumed, and hold it.
 
         Args:
             plan: The plan as YAML; on resuming it takes the place of the stored one.
+            command: What was typed; kept, with the time and the environment, as a line of ``sessions.jsonl``.
 
         Yields:
             The store; until the block ends no other process can begin or resume a sweep here.
@@ -95,7 +98,14 @@ class SweepFolder:
             if (self.path / PLAN).read_text(encoding="utf-8") != plan:
                 with refused_writes_said(self.path / PLAN):
                     write_file(self.path / PLAN, plan)
+            self._note_session(command)
             yield store
+
+    def _note_session(self, command: str) -> None:
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        session = {"command": command, "began": began, "environment": environment()}
+        with refused_writes_said(self.path / SESSIONS), (self.path / SESSIONS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(session) + "\n")
 
     def _make_whole(self, plan: str) -> bool:
         # False where it is there and empty: its first files are then written while it is held.
@@ -295,6 +305,7 @@ class SweepRecords:
         similarity: Rows of compared adapters.
         summary: Content of ``summary.json``; None before the sweep has ended.
         warnings: A sentence for each thing that could not be read.
+        sessions: What was typed, when, and on what, each time that it was begun or gone on with.
     """
 
     name: str
@@ -305,6 +316,7 @@ class SweepRecords:
     similarity: Sequence[Mapping[str, Any]] = ()
     summary: Mapping[str, Any] | None = None
     warnings: Sequence[str] = ()
+    sessions: Sequence[Mapping[str, Any]] = ()
 
 
 def read_sweep(path: str | Path) -> SweepRecords:
@@ -334,7 +346,15 @@ def read_sweep(path: str | Path) -> SweepRecords:
         similarity=tuple(_lines(folder / SIMILARITY)),
         summary=summary,
         warnings=tuple(store.warnings()),
+        sessions=tuple(_sessions(folder / SESSIONS)),
     )
+
+
+def _sessions(path: Path) -> Iterator[dict[str, Any]]:
+    # Nothing depends on them, so a torn one is left out.
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def _first_files(plan: str) -> dict[str, str]:

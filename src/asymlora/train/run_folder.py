@@ -271,8 +271,8 @@ def require_same_recipe(path: Path, recipe: Recipe) -> None:
 def environment() -> dict[str, Any]:
     """Return what a result depends on besides its recipe; no host name and no path."""
     packages = (
-        *("asymlora", "torch", "transformers", "accelerate", "datasets", "safetensors", "scikit-learn", "numpy", "scipy"),
-        *("peft", "optuna", "statsmodels", "ray"),
+        *("asymlora", "torch", "transformers", "accelerate", "datasets", "safetensors", "scikit-learn", "numpy"),
+        *("scipy", "statsmodels", "optuna", "ray", "peft"),
     )
     versions = {}
     for package in packages:
