@@ -141,13 +141,6 @@ def test_a_plan_that_is_gone_on_with_keeps_what_is_not_typed(tmp_path: Path) -> 
     )
 
 
-def test_a_search_is_gone_on_with(tmp_path: Path) -> None:
-    stored = _plan(search=["train.lr=1e-4..1e-2"], trials=10)
-    more = _gone_on(stored, tmp_path, trials=20)
-    assert stored.search is not None
-    assert more.search == Search(space=stored.search.space, trials=20)
-
-
 def test_a_recipe_that_is_typed_again_takes_the_place_of_the_stored_one(tmp_path: Path) -> None:
     stored = _plan({"train": {"steps": 40}})
     assert _gone_on(stored, tmp_path, {"train": {"steps": 30}}).recipe.train.steps == 30

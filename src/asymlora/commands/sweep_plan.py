@@ -85,14 +85,9 @@ def gone_on_with(folder: Path, file: str | None, given: Mapping[str, Any], words
         closing, tuning = _seeds(words)
         new |= {"closing_seeds": closing} if words["seeds"] else {}
         new |= {"tuning_seeds": tuning} if words["tuning_seeds"] else {}
-    if words["search"] or stored.search is not None:
-        new["search"] = _search(words) if words["search"] else _further(stored.search, words)
+    if any(words[name] is not None for name in ("search", *_OF_SEARCH)):
+        new["search"] = _search(words)
     return replace(stored, **new, **{name: words[name] for name in _PLAIN if words[name] is not None})
-
-
-def _further(search: Search | None, words: Mapping[str, Any]) -> Search | None:
-    options = {name.removeprefix("search_"): words[name] for name in _OF_SEARCH if words[name] is not None}
-    return None if search is None else replace(search, **options)
 
 
 def _recipe(file: str | None, given: Mapping[str, Any]) -> Recipe:

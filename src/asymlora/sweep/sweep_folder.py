@@ -34,15 +34,8 @@ from asymlora.train.recipe import differing_keys, read_yaml
 from asymlora.train.run_folder import environment
 
 SWEEPS = Path("sweeps")
-PLAN, ENVIRONMENT, RUNS, ADAPTERS, SIMILARITY, SUMMARY, SESSIONS = (
-    "sweep.yaml",
-    "environment.json",
-    "runs.jsonl",
-    "adapters",
-    "similarity.jsonl",
-    "summary.json",
-    "sessions.jsonl",
-)
+PLAN, ENVIRONMENT, RUNS, ADAPTERS = "sweep.yaml", "environment.json", "runs.jsonl", "adapters"
+SIMILARITY, SUMMARY, SESSIONS = "similarity.jsonl", "summary.json", "sessions.jsonl"
 FIXED_KEYS = ("kind", "version", "recipe", "match", "margin", "prune", "prune_eta", "search")
 """Keys of a plan that a resumed sweep must share with the stored one; arms, rates and seeds may be added, and values to
 axes. The margin of equivalence is one of them: chosen after a look at the runs it would be no margin. What was stopped
