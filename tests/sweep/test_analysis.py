@@ -69,6 +69,14 @@ def test_equivalent_arms_are_the_answer_where_a_margin_was_stated() -> None:
     assert analyse(plan(["a", "b"], rates=[1e-3]), steady).comparisons[0].p_equivalence is None
 
 
+def test_runs_that_the_plan_does_not_ask_for_any_more_count_for_nothing() -> None:
+    rows = _rows(("a", SIX), ("b", ABOVE), ("c", SIX))
+    smaller = plan(["a", "b"], closing_seeds=[0, 1, 2, 3, 4])
+    asked = [r for r in rows if r.arm != "c" and (r.phase != "closing" or r.seed < 5)]
+    assert analyse(smaller, rows).to_dict() == analyse(smaller, asked).to_dict()
+    assert len(asked) < len(rows)
+
+
 def test_one_arm_alone_is_quoted_and_compared_with_nothing() -> None:
     found = analyse(plan(["a"]), _rows(("a", SIX)))
     assert found.answer.endswith("There is one cell, so it is compared with nothing.")
@@ -156,7 +164,7 @@ def test_without_closing_runs_the_noise_of_validation_is_that_of_the_best_rates(
 
 def test_notes_tell_of_pruned_runs_shared_seeds_and_other_metrics() -> None:
     rows = [*_rows(("a", SIX)), *tuning("a", {1e-1: "pruned"})]
-    other = row("a", lr=1e-3, seed=9, phase="closing", value=3.0, metric="loss")
+    other = row("a", lr=1e-3, seed=100, phase="closing", value=3.0, metric="loss")
     found = analyse(plan(["a"], closing_seeds=[0, 1, 2, 3, 4, 5, 100]), [*rows, other])
     text = " ".join(found.notes)
     assert "2 tuning runs were stopped early" in text

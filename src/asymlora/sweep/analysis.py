@@ -27,7 +27,8 @@ def analyse(plan: Mapping[str, Any], rows: Sequence[RunRow], *, resamples: int =
     Args:
         plan: As ``sweep.yaml`` holds it (`SweepPlan.to_dict`). What it lacks is read from the rows: the order of the
             arms and the seeds. Equivalence is tested only where it states a ``margin``.
-        rows: Of ended runs, of one metric; of the same id the last one counts.
+        rows: Of ended runs, of one metric; of the same id the last one counts. Those that the plan does not ask for,
+            of a larger plan before, are passed over.
         resamples: Of the intervals' bootstrap.
 
     Returns:
@@ -35,6 +36,7 @@ def analyse(plan: Mapping[str, Any], rows: Sequence[RunRow], *, resamples: int =
     """
     rows = list({row.id: row for row in rows}.values())
     view = PlanView.of(plan, rows)
+    rows = [row for row in rows if view.asks(row)]
     metric = next((row.metric for row in rows if row.metric), "")
     cells = cells_of(view, [row for row in rows if row.metric in ("", metric)])
     shown = _shown(rows)

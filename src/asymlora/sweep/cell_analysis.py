@@ -81,6 +81,16 @@ class PlanView:
         names = self.points[0] if self.points else ()
         return cell_label(row.arm, {name: row.axes[name] for name in names if name in row.axes})
 
+    def asks(self, row: RunRow) -> bool:
+        """Return whether the plan asks for a run; one of an earlier, larger plan may be in the store too.
+
+        Args:
+            row: The row.
+        """
+        seeds = self.tuning_seeds if row.phase in ("tuning", "search") else self.closing_seeds
+        homes = {cell_label(arm, point) for arm, point in itertools.product(self.arms, self.points)}
+        return row.seed in seeds and (not homes or self.home(row) in homes)
+
     def choice(self, scores: Sequence[RateScore], *, greater_is_better: bool) -> RateChoice:
         """Return what is known of a cell's rate.
 
