@@ -67,8 +67,12 @@ def _run(argv: list[str]) -> int:
 
     parser = ArgumentParser(prog="asymlora", description=DESCRIPTION, version=__version__, exit_on_error=False)
     commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
+    blank = ArgumentParser(exit_on_error=False)  # of commands that are not typed: a recipe's many options take time
+    typed = argv[0] if argv else ""
     commands.add_subcommand(
-        "finetune", finetune_parser(), help="fine-tune a model; without arguments, the embedded one"
+        "finetune",
+        finetune_parser() if typed == "finetune" else blank,
+        help="fine-tune a model; without arguments, the embedded one",
     )
     commands.add_subcommand("predict", _predict_parser(), help="ask a finished run, or a merged model")
     commands.add_subcommand("merge", _merge_parser(), help="fold a run's adapter into its model and save that")
@@ -76,15 +80,15 @@ def _run(argv: list[str]) -> int:
         "convert", _convert_parser(), help="compress an adapter folder to seeds, or expand it for PEFT"
     )
     for name, help_text in _FILES.items():
-        commands.add_subcommand(name, _parser_of(name, argv), help=help_text)
+        commands.add_subcommand(name, _parser_of(name, argv) if typed == name else blank, help=help_text)
     _refuse_unknown_options(argv)
     if argv[:1] == ["advise"]:
         argv = _long_names(argv, _load("asymlora.commands.advise").SHORT_NAMES)
     try:
         given = parser.parse_args(argv, defaults=False)
     except ArgumentError as error:
-        typed = argv[0] if argv and not argv[0].startswith("-") else "finetune"
-        raise SpecError(f"{_readable(str(error))} See: asymlora --help, asymlora {typed} --help.") from None
+        about = typed if typed and not typed.startswith("-") else "finetune"
+        raise SpecError(f"{_readable(str(error))} See: asymlora --help, asymlora {about} --help.") from None
     options = given[given["command"]].as_dict() if given.get(given["command"]) else {}
     if given["command"] == "sweep":
         options["typed"] = shlex.join(["asymlora", *argv])
