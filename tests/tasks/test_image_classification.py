@@ -351,11 +351,11 @@ def test_real_photos_are_divided_as_the_data_say_and_read_by_the_real_model() ->
     assert prepared.scoring.keep(prepared.model, batch).shape == (4, 7)
 
 
-@pytest.mark.optional  # two minutes of features on one core
+@pytest.mark.optional  # a minute of features on one core
 @needs_vit
 @needs_pacs
 def test_a_head_on_real_features_of_photos_and_what_it_loses_elsewhere() -> None:
-    prepared = _prepare(ModelRecipe(name="embedded:vit-s14"), PACS)
+    prepared = _prepare(ModelRecipe(name="embedded:vit-s14"), replace(PACS, max_rows=400, max_scored_rows=150))
     assert prepared.fit_head is not None
     head = prepared.fit_head(lambda rows: None)
     assert head.copy_to_model is not None
@@ -365,7 +365,7 @@ def test_a_head_on_real_features_of_photos_and_what_it_loses_elsewhere() -> None
     # Losses: the head's product runs here in batches of 64, there over all rows, and BLAS sums them in another order:
     # 384 float32 terms of logits below 30.
     assert np.abs(of_model[:, 2] - head.evidence[:, 2]).max() < 384 * 2**-24 * 30
-    # Measured here: 93.1 % of 333; 36.5 % of 469. Three standard errors.
-    assert prepared.scoring.score(head.evidence)["accuracy"] == pytest.approx(0.931, abs=0.042)
+    # Measured here: 93.3 % and 36.0 % of 150 each. Three standard errors.
+    assert prepared.scoring.score(head.evidence)["accuracy"] == pytest.approx(0.933, abs=0.061)
     cartoon = prepared.scoring.score(_evidence(prepared, prepared.environments["cartoon"], batch=64))["accuracy"]
-    assert cartoon == pytest.approx(0.365, abs=0.067)
+    assert cartoon == pytest.approx(0.36, abs=0.118)

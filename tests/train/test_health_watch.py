@@ -240,7 +240,7 @@ def test_strict_stops_two_processes_with_one_sentence(small_recipe: dict[str, An
 
 
 @pytest.mark.optional  # the first command itself on the embedded model and data, with fewer steps: half a minute
-@pytest.mark.parametrize(("preset", "expected"), [("b_only", set()), ("lora", set()), ("init_b", {"inefficient"})])
+@pytest.mark.parametrize(("preset", "expected"), [("b_only", set()), ("init_b", {"inefficient"})])
 def test_verdicts_on_the_embedded_model(tmp_path: Path, preset: str, expected: set[str]) -> None:
     given = {"adapter": {"preset": preset}, "train": {"steps": 40, "batch_size": 16, "head_start": "random"}}
     given["data"] = {"max_rows": 640, "max_scored_rows": 64}

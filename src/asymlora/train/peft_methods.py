@@ -355,7 +355,7 @@ def _save_allocator(tuned: Any, file: Path) -> None:
     allocator, pattern = tuned.base_model.rankallocator, tuned.peft_config["default"].rank_pattern
     tensors = {f"{kind}/{path}": t.contiguous() for kind in _IMPORTANCE for path, t in getattr(allocator, kind).items()}
     staging = file.with_name(f".incomplete-{file.name}")
-    save_file(tensors, staging, metadata={"format": "pt", "rank_pattern": json.dumps(pattern)})
+    save_file(tensors, staging, metadata={"rank_pattern": json.dumps(pattern)})
     staging.replace(file)
 
 
