@@ -1,4 +1,7 @@
-"""Sweeps that are ended by SIGKILL at random moments, again and again, until they are done."""
+"""Sweeps that are ended by SIGKILL at random moments, again and again, until they are done.
+
+What they hold then is held against a whole sweep in one process, so equal rows and adapters on Ray are shown here too.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from asymlora.errors import MissingPackageError, SpecError
-from asymlora.sweep.executors import InProcess
 from asymlora.sweep.ray_executor import RayExecutor, _do, _Heard, _Told
 from asymlora.sweep.run_record import RunJob
 from stub_work import Ear, StubMaker, job
@@ -152,24 +151,3 @@ def test_a_ray_of_our_own_is_quiet_and_ends_with_us_however_we_end(tmp_path: Pat
     while any(Path(f"/proc/{pid}").exists() for pid in made):
         assert time.monotonic() < end
         time.sleep(0.2)
-
-
-@pytest.mark.optional  # Ray and torch in two of its workers: some 40 s
-def test_rows_and_adapters_equal_those_of_this_process(
-    started: Any, tmp_path: Path, small_recipe: dict[str, Any]
-) -> None:
-    from asymlora.train.recipe import Recipe
-
-    def small(seed: int) -> RunJob:
-        recipe = Recipe.from_dict({**small_recipe, "train": {**small_recipe["train"], "seed": seed}})
-        return RunJob(recipe=recipe, phase="closing", arm="b_only", seed=seed, scores_test=True, keeps_adapter=True)
-
-    jobs = [small(seed) for seed in range(3)]
-    with InProcess(tmp_path / "inline", threads=1) as executor:
-        wanted = list(executor.run(jobs))
-    with RayExecutor(tmp_path / "ray") as executor:
-        rows = sorted(executor.run(jobs), key=lambda row: row.seed)
-    assert [row.result() for row in rows] == [row.result() for row in wanted]
-    for row in rows:
-        here, there = (tmp_path / where / str(row.adapter) for where in ("inline", "ray"))
-        assert {f.name: f.read_bytes() for f in there.iterdir()} == {f.name: f.read_bytes() for f in here.iterdir()}
