@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,17 +19,15 @@ from typing import Any
 
 from asymlora.atomic import STAGING_PREFIX, held_folder, remove_folder, remove_leftovers, staged_folder, write_file
 from asymlora.errors import (
-    DiskSpaceError,
     NothingToResumeError,
     RunExistsError,
     RunFolderError,
     SpecError,
-    UnwritableFolderError,
 )
 from asymlora.sweep.run_record import RunRow
 from asymlora.sweep.store import RunStore, refused_writes_said
 from asymlora.train.recipe import differing_keys, read_yaml
-from asymlora.train.run_folder import environment
+from asymlora.train.run_folder import check_space, environment
 
 SWEEPS = Path("sweeps")
 PLAN, ENVIRONMENT, RUNS, ADAPTERS = "sweep.yaml", "environment.json", "runs.jsonl", "adapters"
@@ -40,7 +36,6 @@ FIXED_KEYS = ("kind", "version", "recipe", "match", "margin", "prune", "prune_et
 """Keys of a plan that a resumed sweep must share with the stored one; arms, rates and seeds may be added, and values to
 axes. The margin of equivalence is one of them: chosen after a look at the runs it would be no margin. What was stopped
 early is not gone on with, and another search would propose other points."""
-_MARGIN_BYTES = 32 * 2**20
 _DOING = "is running the sweep in"
 
 
@@ -168,24 +163,7 @@ class SweepFolder:
             UnwritableFolderError: A file cannot be made there.
             DiskSpaceError: There is less room than the sweep needs.
         """
-        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        trial = parent / f".write-test-{uuid.uuid4().hex[:8]}"
-        try:
-            write_file(trial, b"\0" * 2**16)
-        except OSError as error:
-            raise UnwritableFolderError(
-                f"{self.path} cannot be written ({error.strerror or error}). Choose another folder with --out."
-            ) from None
-        finally:
-            with contextlib.suppress(OSError):
-                trial.unlink(missing_ok=True)
-        free = shutil.disk_usage(parent).free
-        if free < needed_bytes + _MARGIN_BYTES:
-            raise DiskSpaceError(
-                f"The disk of {self.path} has {free / 2**20:,.0f} MiB left; this sweep writes up to"
-                f" {(needed_bytes + _MARGIN_BYTES) / 2**20:,.0f} MiB (kept adapters and rows). Free some, or choose"
-                " another folder with --out."
-            )
+        check_space(self.path, needed_bytes, what="this sweep", kept="kept adapters and rows", option="--out")
 
 
 def claim(out: str | Path | None, *, resume: bool, overwrite: bool) -> SweepFolder:

@@ -183,27 +183,44 @@ class RunFolder:
             UnwritableFolderError: A file cannot be made there.
             DiskSpaceError: There is less room than the run needs.
         """
-        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        trial = parent / f".write-test-{uuid.uuid4().hex[:8]}"
-        try:
-            with trial.open("wb") as file:
-                file.write(b"\0" * 2**16)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UnwritableFolderError(
-                f"{self.path} cannot be written ({error.strerror or error}). Choose another folder with --output."
-            ) from None
-        finally:
-            with contextlib.suppress(OSError):
-                trial.unlink(missing_ok=True)
-        free = shutil.disk_usage(parent).free
-        if free < needed_bytes + _MARGIN_BYTES:
-            raise DiskSpaceError(
-                f"The disk of {self.path} has {free / 2**20:,.0f} MiB left; this run writes up to"
-                f" {(needed_bytes + _MARGIN_BYTES) / 2**20:,.0f} MiB (checkpoints and adapter). Free some, or choose"
-                " another folder with --output."
-            )
+        check_space(self.path, needed_bytes, what="this run", kept="checkpoints and adapter", option="--output")
+
+
+def check_space(path: Path, needed_bytes: int, *, what: str, kept: str, option: str) -> None:
+    """Find out whether a folder, there or not yet, can be written and its disk has room.
+
+    Args:
+        path: The folder.
+        needed_bytes: What will be written at its largest.
+        what: What writes, for the message.
+        kept: What most of it is.
+        option: The option that names the folder.
+
+    Raises:
+        UnwritableFolderError: A file cannot be made there.
+        DiskSpaceError: There is less room than that, and a margin.
+    """
+    parent = next(p for p in (path, *path.absolute().parents) if p.exists())
+    trial = parent / f".write-test-{uuid.uuid4().hex[:8]}"
+    try:
+        with trial.open("wb") as file:
+            file.write(b"\0" * 2**16)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UnwritableFolderError(
+            f"{path} cannot be written ({error.strerror or error}). Choose another folder with {option}."
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink(missing_ok=True)
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes + _MARGIN_BYTES:
+        raise DiskSpaceError(
+            f"The disk of {path} has {free / 2**20:,.0f} MiB left; {what} writes up to"
+            f" {(needed_bytes + _MARGIN_BYTES) / 2**20:,.0f} MiB ({kept}). Free some, or choose another folder with"
+            f" {option}."
+        )
 
 
 def claim(output: str | Path | None, *, resume: bool, overwrite: bool) -> RunFolder:
