@@ -2,10 +2,11 @@
 
 MiniLM on TREC-6, Init[A] and Init[B], rank 8 on all linear layers, 32 rows a step: three rates on two seeds each, then
 two fresh seeds at each arm's best rate, 16 runs of 100 steps. Both sides have the same recipes, rows, heads by chance,
-AdamW, schedule, groups of similar length and scores at the end; Init[B] is made by hand in PEFT, which has no name for
-it. Times are of whole processes, imports included. Three parts: ``sweep`` against ``processes``; ``pruned``: the same
-sweep with early stopping, against the same processes; ``overhead``: a run in a session, without its scores, against the
-bare steps (same batches, forward, backward, clip, optimizer step), in turn. Writes ``results/sweep_time.json``.
+AdamW, schedule, groups of similar length and scores at the end; the starts are drawn by hand in PEFT, which has no name
+for Init[B] and other variances for Init[A]. Times are of whole processes, imports included. Three parts: ``sweep``
+against ``processes``; ``pruned``: the same sweep with early stopping, against the same processes; ``overhead``: a run
+in a session, without its scores, against the bare steps (same batches, forward, backward, clip, optimizer step), in
+turn. Writes ``results/sweep_time.json``.
 
 The data are not part of this project (``--data-root``: a folder with ``text/trec6``).
 """
@@ -119,12 +120,13 @@ def peft_here(row: Mapping[str, Any], threads: int) -> dict[str, Any]:
         lora_dropout=0.0,
     )
     network: Any = peft.get_peft_model(prepared.model, config)  # pyright: ignore[reportArgumentType]
-    if row["arm"] == "init_b":
-        for name, factor in network.named_parameters():
-            if ".lora_A." in name:
-                torch.nn.init.zeros_(factor)
-            elif ".lora_B." in name:
-                torch.nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
+    drawn, zero = (".lora_B.", ".lora_A.") if row["arm"] == "init_b" else (".lora_A.", ".lora_B.")
+    torch.manual_seed(chosen.train.seed)
+    for name, factor in network.named_parameters():
+        if drawn in name:  # the variance of our arms: 1 over the fan-in
+            torch.nn.init.normal_(factor, std=factor.shape[1] ** -0.5)
+        elif zero in name:
+            torch.nn.init.zeros_(factor)
     train = chosen.train
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -314,7 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, default=DATA_ROOT)
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--rates", default="3e-4,1e-3,3e-3")
+    parser.add_argument("--rates", default="1e-4,1e-3,1e-2", help="a decade apart, so that the best one is clear")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--tuning-seeds", type=int, default=2)
     parser.add_argument("--closing-seeds", type=int, default=2)

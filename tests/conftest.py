@@ -59,11 +59,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     only, both = config.getoption("--only-optional"), config.getoption("--optional")
-    if both:
-        return
-    kept = [item for item in items if bool(item.get_closest_marker("optional")) == bool(only)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    if not both:
+        parts: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            parts[bool(item.get_closest_marker("optional")) == bool(only)].append(item)
+        config.hook.pytest_deselected(items=parts[False])
+        items[:] = parts[True]
+    items[:] = _longest_first(items)
+
+
+def _longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    # Two workers begin with one half each and steal from its end: a long test that begins last is waited for alone.
+    # Those are known by the time they are given.
+    given = {item: mark.args[0] if (mark := item.get_closest_marker("timeout")) else 0 for item in items}
+    long = sorted((item for item in items if given[item] > 240), key=lambda item: -given[item])
+    short = [item for item in items if given[item] <= 240]
+    first, second = long[0::2], long[1::2]
+    middle = max(0, len(items) // 2 - len(first))
+    return [*first, *short[:middle], *second, *short[middle:]]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -82,7 +82,7 @@ def test_rates_show_place_basin_and_edge() -> None:
     row = of(rates_sheet(summary(), wide=True), "init_a")
     assert row == {
         "cell": "init_a", "best rate": "3.16e-3", "lies": "interior", "validation": "91.5%", "octaves": "2.0",
-        "diverges at": "1e-2", "stable to": "3.16e-3", "tried": "3", "pruned": "0", "diverged": "2",
+        "unstable at": "1e-2", "stable to": "3.16e-3", "tried": "3", "pruned": "0", "collapsed": "0", "diverged": "2",
     }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_rates_say_where_growth_met_its_bound_or_nothing_was_stable() -> None:
     assert of(sheet, "init_a")["lies"] == "upper end, bound"
     assert of(sheet, "init_a")["octaves"] == "at least 2.0"
     row = of(sheet, "none")
-    assert (row["best rate"], row["lies"], row["octaves"], row["diverges at"]) == ("-", "-", "-", "1e-3")
+    assert (row["best rate"], row["lies"], row["octaves"], row["unstable at"]) == ("-", "-", "-", "1e-3")
 
 
 def test_costs_add_up_the_phases() -> None:

@@ -162,6 +162,10 @@ def test_where_less_is_better_the_lowest_mean_is_best() -> None:
     assert found.rate_doubt == 0.0
 
 
+def test_without_tuning_seeds_nothing_is_known_of_other_rates() -> None:
+    assert _cell(closing("a", 1e-3, SIX), tuning_seeds=[]).rate_doubt is None
+
+
 def test_costs_count_every_run_and_what_early_stopping_saved() -> None:
     found = spent(tuning("a", {1e-4: 0.7, 1e-3: "pruned", 1e-2: "diverged"}))
     assert (found.runs, found.steps, found.planned_steps) == (6, 2 * (80 + 20 + 5), 480)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,8 +183,9 @@ def test_mistakes_name_what_is_there(sweep: Path, tmp_path: Path) -> None:
         compared(sweep, arms=["init_a"])
     with pytest.raises(SpecError, match="only one is there to be compared"):
         compared(write_run(tmp_path / "one"))
-    with pytest.raises(SpecError, match=r"margin=-1 must be above 0"):
-        compared(sweep, margin=-1.0)
+    for margin in (-1.0, 0.0, math.inf, math.nan):
+        with pytest.raises(SpecError, match=rf"margin={margin:g} must be a number above 0"):
+            compared(sweep, margin=margin)
 
 
 def test_an_empty_sweep_is_nothing_to_compare(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from asymlora.sweep.pruning import is_behind
+from asymlora.sweep.pruning import is_behind, with_rivals
+from asymlora.sweep.run_record import RunJob, RunRow
+from asymlora.train.recipe import Recipe
 
 Scores = Mapping[int, float]
 
@@ -53,6 +55,19 @@ def test_rivals_that_stopped_early_do_not_count_at_later_rungs() -> None:
 
 def test_a_tie_goes_on() -> None:
     assert not is_behind([{10: 0.5}], {10: 0.5}, every=10, eta=2, greater_is_better=True)
+
+
+def test_a_run_is_held_against_ended_runs_of_its_own_seed() -> None:
+    ended = [ended_run(seed, score) for seed, score in ((100, 0.9), (101, 0.1), (100, 0.8))]
+    jobs = [RunJob(recipe=Recipe(), phase="tuning", arm="a", seed=seed) for seed in (101, 100, 102)]
+    assert [job.rivals for job in with_rivals(jobs, iter(ended))] == [[{10: 0.1}], [{10: 0.9}, {10: 0.8}], []]
+
+
+def ended_run(seed: int, score: float) -> RunRow:
+    return RunRow(
+        id=f"{seed} {score}", phase="tuning", arm="a", axes={}, seed=seed, repeat=0, lr=1e-3, rank=8, recipe={},
+        status="finished", scores={"step": [10], "value": [score]},
+    )  # fmt: skip
 
 
 def test_the_order_of_the_rivals_does_not_matter() -> None:

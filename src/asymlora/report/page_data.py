@@ -6,11 +6,12 @@ Curves are rounded to five significant digits; nothing is left out. How it is dr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import PurePosixPath
 from statistics import median
 from typing import Any
 
+from asymlora.sweep.collapse import collapsed
 from asymlora.sweep.run_record import RunRow, cell_label
 
 Plain = dict[str, Any]
@@ -35,7 +36,7 @@ def page_data(
     """
     labels = cell_labels(rows, summary)
     curves = _Curves()
-    found = _found(summary)
+    found, fallen = _found(summary), _collapsed(rows)
     first = rows[0] if rows else None
     return {
         "name": name,
@@ -43,7 +44,7 @@ def page_data(
         "greater_is_better": summary.get("greater_is_better", first.greater_is_better if first else True),
         "scale": summary.get("scale", 1.0),
         "cells": [{"label": label, **found.get(label, {})} for label in labels],
-        "runs": [_run(row, number, labels, curves) for number, row in enumerate(rows, 1)],
+        "runs": [_run(row, number, labels, curves) | _fallen(row, fallen) for number, row in enumerate(rows, 1)],
         "steps": curves.steps,
         "similarity": _similarity(rows, similarity),
     }
@@ -126,6 +127,19 @@ def _run(row: RunRow, number: int, labels: Sequence[str], curves: _Curves) -> Pl
         "m": row.metric,
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _collapsed(rows: Sequence[RunRow]) -> set[tuple[str, float, int]]:
+    cells: dict[str, list[RunRow]] = {}
+    for row in rows:
+        if row.phase == "tuning":
+            cells.setdefault(row_label(row), []).append(row)
+    return {(label, lr, seed) for label, mine in cells.items() for lr, seed in collapsed(mine)}
+
+
+def _fallen(row: RunRow, fallen: Set[tuple[str, float, int]]) -> Plain:
+    """Return ``f`` for a tuning run that finished and had learnt next to nothing; otherwise nothing."""
+    return {"f": 1} if row.phase == "tuning" and (row_label(row), row.lr, row.seed) in fallen else {}
 
 
 def _found(summary: Mapping[str, Any]) -> dict[str, Plain]:

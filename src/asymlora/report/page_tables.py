@@ -52,7 +52,7 @@ def results_table(summary: Record) -> PageTable:
     """
     metric = summary["metric"] or "metric"
     heads = ["arm", f"test {metric}", interval_head(summary), "gain", "seeds", "best rate", "which lies", "validation"]
-    heads += ["octaves", "diverges from", "trained"]
+    heads += ["octaves", "unstable from", "trained"]
     rows = [
         [
             cell["label"],

@@ -104,8 +104,8 @@ def rates_sheet(summary: Record, *, wide: bool = False) -> Sheet:
         wide: Whether there is room for more columns.
     """
     title = "Rates, by validation and seeds of their own. Octaves: within one noise floor"
-    heads = ["best rate", "lies", "validation", "octaves", "diverges at"]
-    heads += ["stable to", "tried", "pruned", "diverged"] if wide else []
+    heads = ["best rate", "lies", "validation", "octaves", "unstable at"]
+    heads += ["stable to", "tried", "pruned", "collapsed", "diverged"] if wide else []
     rows = [(cell["label"], *_rates(summary, cell, wide=wide)) for cell in summary["cells"]]
     return Sheet(title, ("cell", *heads), tuple(rows))
 
@@ -278,7 +278,7 @@ def _rates(summary: Record, cell: Record, *, wide: bool) -> list[str]:
     texts += [octaves_text(cell["basin"]), rate_or_dash(cell["divergence_edge"])]
     if wide:
         texts += [rate_or_dash(cell["largest_stable"]), str(len(cell["rates"]))]
-        texts += [str(sum(len(rate[how]) for rate in cell["rates"])) for how in ("pruned", "diverged")]
+        texts += [str(sum(len(rate[how]) for rate in cell["rates"])) for how in ("pruned", "collapsed", "diverged")]
     return texts
 
 

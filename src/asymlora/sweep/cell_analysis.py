@@ -72,6 +72,11 @@ class PlanView:
         """Number of cells that the plan names."""
         return len(self.arms) * len(self.points)
 
+    @cached_property
+    def _homes(self) -> frozenset[str]:
+        # Once for all rows, of which there may be thousands.
+        return frozenset(cell_label(arm, point) for arm, point in itertools.product(self.arms, self.points))
+
     def home(self, row: RunRow) -> str:
         """Return the label of the cell of the plan that a row belongs to; a search gives its rows further axes.
 
@@ -88,8 +93,7 @@ class PlanView:
             row: The row.
         """
         seeds = self.tuning_seeds if row.phase in ("tuning", "search") else self.closing_seeds
-        homes = {cell_label(arm, point) for arm, point in itertools.product(self.arms, self.points)}
-        return row.seed in seeds and (not homes or self.home(row) in homes)
+        return row.seed in seeds and (not self._homes or self.home(row) in self._homes)
 
     def choice(self, scores: Sequence[RateScore], *, greater_is_better: bool) -> RateChoice:
         """Return what is known of a cell's rate.
@@ -292,6 +296,7 @@ def _rate_point(cell: CellRows, score: RateScore) -> RatePoint:
         pruned=score.pruned,
         diverged=score.diverged,
         failed=score.failed,
+        collapsed=score.collapsed,
     )
 
 
@@ -311,7 +316,7 @@ def _basin(cell: CellRows, noise: NoiseFloor | None) -> Basin | None:
 
 def _rate_doubt(cell: CellRows, noise: NoiseFloor | None) -> float | None:
     gaps = cell.gaps()
-    if gaps is None or noise is None:
+    if gaps is None or noise is None or not cell.view.tuning_seeds:
         return None
     # Runs of one seed share some of their noise, so their difference has at most this standard error. Each cell that
     # is compared with the best one is one more that may have had bad luck.

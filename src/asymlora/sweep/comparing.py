@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -114,10 +115,10 @@ def compare_results(
 
     Raises:
         UnknownNameError: No cell is called like that.
-        SpecError: The margin is not above 0, or there is only one cell.
+        SpecError: The margin is no number above 0, or there is only one cell.
     """
-    if margin is not None and not margin > 0:
-        refuse_values([f"margin={margin:g} must be above 0: no two results are nearer than that"])
+    if margin is not None and not 0 < margin < math.inf:
+        refuse_values([f"margin={margin:g} must be a number above 0: the largest difference that counts as none"])
     margins = {records.plan.get("margin") for records in results}
     used = margins.pop() if margin is None and len(margins) == 1 else margin
     several = len(results) > 1

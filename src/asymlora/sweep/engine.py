@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from asymlora.errors import SpecError, SweepFailedError
 from asymlora.sweep.analysis import analyse
@@ -18,7 +18,7 @@ from asymlora.sweep.executors import Executor
 from asymlora.sweep.grid import Cell, SweepPlan, choice, closing_jobs, tuning_jobs
 from asymlora.sweep.kept_adapters import compare_kept
 from asymlora.sweep.observer import SilentObserver, SweepObserver
-from asymlora.sweep.pruning import scores_of
+from asymlora.sweep.pruning import with_rivals
 from asymlora.sweep.rates import order_of_rates
 from asymlora.sweep.run_record import RunJob, RunRow, cell_label
 from asymlora.sweep.search_runs import search_cell
@@ -235,8 +235,8 @@ def _tune(plan: SweepPlan, cells: Sequence[Cell], runs: SweepRuns) -> None:
 def _do_wave(plan: SweepPlan, runs: SweepRuns, wave: Mapping[str, tuple[Cell, tuple[float, ...]]]) -> None:
     jobs: list[RunJob] = []
     for cell, rates in wave.values():
-        rivals = scores_of(runs.of(cell)) if plan.prune else None
-        jobs += [replace(job, rivals=rivals) for job in tuning_jobs(plan, cell, rates)]
+        asked = tuning_jobs(plan, cell, rates)
+        jobs += with_rivals(asked, runs.of(cell)) if plan.prune else asked
     runs.do(jobs)
 
 

@@ -1,16 +1,18 @@
 """Which runs are stopped early: successive halving over steps, by Optuna's pruner.
 
-A decision depends on the run's own scores and on those of runs that ended in earlier waves, never on what happens to
-run at the same time. So it is the same in one process, in several, on a cluster, and after a sweep was resumed.
+A decision depends on the run's own scores and on those of runs of its seed that ended in earlier waves, never on what
+happens to run at the same time. So it is the same in one process, in several, on a cluster, and after a sweep was
+resumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from asymlora.errors import MissingPackageError
-from asymlora.sweep.run_record import RunRow
+from asymlora.sweep.run_record import RunJob, RunRow
 
 Scores = Mapping[int, float]
 """A metric by the step that it was measured at."""
@@ -63,6 +65,20 @@ def _replay(study: Any, scores: Scores) -> bool:
         trial.report(scores[step], step)
         behind = trial.should_prune()
     return bool(behind)
+
+
+def with_rivals(jobs: Iterable[RunJob], ended: Iterable[RunRow]) -> list[RunJob]:
+    """Return runs that may be stopped early, each beside the ended runs of its own seed.
+
+    Runs of one seed see the same rows from the same head, so what they differ in is what is compared; a run of another
+    seed may be ahead or behind by its luck alone.
+
+    Args:
+        jobs: The runs.
+        ended: Runs of the same cell that ended in earlier waves.
+    """
+    rows = list(ended)
+    return [replace(job, rivals=scores_of(row for row in rows if row.seed == job.seed)) for job in jobs]
 
 
 def scores_of(rows: Iterable[RunRow]) -> list[dict[int, float]]:

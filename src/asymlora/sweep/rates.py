@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
+from asymlora.sweep.collapse import collapsed
 from asymlora.sweep.run_record import RunRow
 
 RateStatus = Literal["finished", "pruned", "diverged", "failed", "incomplete"]
@@ -172,6 +173,7 @@ class RateScore:
         pruned: Seeds that were stopped early.
         diverged: Seeds that diverged.
         failed: Seeds that failed, or whose metric was not finite.
+        collapsed: Seeds that finished and had learnt next to nothing (`asymlora.sweep.collapse`).
     """
 
     lr: float
@@ -180,6 +182,7 @@ class RateScore:
     pruned: tuple[int, ...] = ()
     diverged: tuple[int, ...] = ()
     failed: tuple[int, ...] = ()
+    collapsed: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float | None:
@@ -204,6 +207,11 @@ class RateScore:
         """Whether the rate tells on which side of it the best one lies: some seed finished, diverged or was pruned."""
         return bool(self.values or self.diverged or self.pruned)
 
+    @property
+    def stable(self) -> bool:
+        """Whether no seed diverged or collapsed; one that was pruned counts as stable, as far as it went."""
+        return not (self.diverged or self.collapsed)
+
 
 def rate_scores(rows: Iterable[RunRow], *, seeds: Sequence[int], rates: Iterable[float] = ()) -> list[RateScore]:
     """Return what the tuning runs of one cell say of each rate, by rising rate.
@@ -220,10 +228,11 @@ def rate_scores(rows: Iterable[RunRow], *, seeds: Sequence[int], rates: Iterable
     for row in rows:
         if row.phase == "tuning" and row.seed in seeds and not row.repeat:
             by_rate.setdefault(row.lr, {})[row.seed] = row
-    return [_score(lr, by_rate[lr], sorted(seeds)) for lr in sorted(by_rate)]
+    fallen = collapsed(row for found in by_rate.values() for row in found.values())
+    return [_score(lr, by_rate[lr], sorted(seeds), fallen) for lr in sorted(by_rate)]
 
 
-def _score(lr: float, rows: Mapping[int, RunRow], seeds: Sequence[int]) -> RateScore:
+def _score(lr: float, rows: Mapping[int, RunRow], seeds: Sequence[int], fallen: Set[tuple[float, int]]) -> RateScore:
     values = {
         seed: row.validation
         for seed, row in sorted(rows.items())
@@ -240,6 +249,7 @@ def _score(lr: float, rows: Mapping[int, RunRow], seeds: Sequence[int]) -> RateS
         pruned=ended("pruned"),
         diverged=ended("diverged"),
         failed=tuple(sorted({*ended("failed"), *(seed for seed in ended("finished") if seed not in values)})),
+        collapsed=tuple(seed for seed in seeds if (lr, seed) in fallen),
     )
 
 
@@ -256,9 +266,10 @@ class RateChoice:
         next_rates: What to run before the choice is final: rates of which seeds are missing; where there are none, one
             rung beyond the end at which the best rate lies, or below all where none is stable.
         at_bound: Whether the best rate lies at an end and the next rung is outside of the bounds.
-        largest_stable: Largest tried rate at which, and at every smaller one, no run diverged; a pruned run counts as
-            stable, as far as it went. None where there is none.
-        divergence_edge: Smallest tried rate from which on every tried one diverged in some seed; None where none did.
+        largest_stable: Largest tried rate at which, and at every smaller one, no run diverged or collapsed. None where
+            there is none.
+        divergence_edge: Smallest tried rate from which on every tried one diverged or collapsed in some seed; None
+            where none did.
     """
 
     best: RateScore | None
@@ -342,7 +353,7 @@ def where_best(scores: Sequence[RateScore], best: RateScore) -> BestAt:
 
 
 def largest_stable(scores: Sequence[RateScore]) -> float | None:
-    """Return the largest tried rate at which, and at every smaller one, no run diverged; None where there is none.
+    """Return the largest tried rate at which, and at every smaller one, no run diverged or collapsed, or None.
 
     Args:
         scores: Of the rates.
@@ -350,21 +361,21 @@ def largest_stable(scores: Sequence[RateScore]) -> float | None:
     tried = sorted((score for score in scores if score.tried), key=lambda score: score.lr)
     stable: float | None = None
     for score in tried:
-        if score.diverged:
+        if not score.stable:
             return stable
         stable = score.lr
     return stable
 
 
 def divergence_edge(scores: Sequence[RateScore]) -> float | None:
-    """Return the smallest tried rate from which on every tried one diverged in some seed; None where none did.
+    """Return the smallest tried rate from which on every one diverged or collapsed in some seed, or None.
 
     Args:
         scores: Of the rates.
     """
     edge: float | None = None
     for score in sorted((score for score in scores if score.tried), key=lambda score: -score.lr):
-        if not score.diverged:
+        if score.stable:
             return edge
         edge = score.lr
     return edge

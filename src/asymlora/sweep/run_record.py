@@ -35,7 +35,7 @@ class RunJob:
         repeat: 0, or the number of a repetition of the same recipe.
         scores_test: Whether the closing figures on the test part are wanted.
         keeps_adapter: Whether the adapter is kept in the sweep's folder.
-        rivals: What earlier runs of the same arm had reached, by step, for stopping early: one mapping from step to
+        rivals: What earlier runs of the same arm and seed had reached, for stopping early: one mapping from step to
             metric each. None: the run is never stopped early.
         prune_eta: Of the runs that reach a rung, one in so many goes on.
     """
@@ -114,7 +114,8 @@ class RunRow:
         validation: Metric on the validation part, of the weights that were kept; of a pruned run, the last one. None
             where it diverged or failed.
         best_step: Step of the weights that were kept.
-        test: Every metric on the test part, of the weights that were kept; None where it was not asked for.
+        test: Every metric on the test part, of the weights that were kept, and closing measurements as
+            ``choices.accuracy``; None where they were not asked for.
         before: Every metric on the test part before the first step, likewise.
         losses: ``step`` and ``loss``: training loss, mean since the step before.
         scores: ``step`` and ``value``: the metric on the validation part.

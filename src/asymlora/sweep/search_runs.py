@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from asymlora.sweep.grid import Cell, SweepPlan, job
-from asymlora.sweep.pruning import Scores, scores_of
+from asymlora.sweep.pruning import with_rivals
 from asymlora.sweep.recipe_fields import with_values
 from asymlora.sweep.run_record import RunJob, RunRow
 from asymlora.sweep.searching import LEARNING_RATE, Outcome, Point, Proposals, Search
@@ -41,8 +41,7 @@ def search_cell(plan: SweepPlan, cell: Cell, runs: Doer) -> Cell | None:
     earlier: dict[str, RunRow] = {}
     for first in range(0, search.trials, search.batch):
         asked = proposals.ask(min(search.batch, search.trials - first))
-        rivals = scores_of(earlier.values()) if plan.prune else None  # of batches that have ended, as in a grid
-        jobs = {number: _jobs(plan, at_point(cell, point), rivals) for number, point in asked}
+        jobs = {number: _jobs(plan, at_point(cell, point), earlier.values()) for number, point in asked}
         rows = iter(runs.do([each for several in jobs.values() for each in several]))
         ended = {number: [next(rows) for _ in several] for number, several in jobs.items()}
         earlier |= {row.id: row for of in ended.values() for row in of}
@@ -98,6 +97,7 @@ def _settled(outcome: Outcome) -> float | None:
     return outcome.value if outcome.pruned_at is None else None
 
 
-def _jobs(plan: SweepPlan, cell: Cell, rivals: Sequence[Scores] | None) -> list[RunJob]:
+def _jobs(plan: SweepPlan, cell: Cell, ended: Iterable[RunRow]) -> list[RunJob]:
+    # Rivals are of batches that have ended, as in a grid of waves.
     jobs = [job(plan, cell, lr=cell.recipe.train.lr, seed=seed, phase="search") for seed in plan.tuning_seeds]
-    return [replace(one, rivals=rivals) for one in jobs]
+    return with_rivals(jobs, ended) if plan.prune else jobs

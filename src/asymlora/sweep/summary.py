@@ -61,6 +61,7 @@ class RatePoint:
         pruned: Seeds that were stopped early.
         diverged: Seeds that diverged.
         failed: Seeds that failed.
+        collapsed: Seeds that finished and had learnt next to nothing, at a rate above the best one.
     """
 
     lr: float
@@ -72,6 +73,7 @@ class RatePoint:
     pruned: tuple[int, ...] = ()
     diverged: tuple[int, ...] = ()
     failed: tuple[int, ...] = ()
+    collapsed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +157,10 @@ class CellSummary:
         best_validation: That mean.
         best_at: Where the best rate lies among the tried ones; None where there is none.
         at_bound: Whether growth stopped at the plan's bound with the best rate at the end.
-        largest_stable: Largest tried rate at which, and at every smaller one, no run diverged; None where there is
-            none.
-        divergence_edge: Smallest tried rate from which on every larger tried one diverged in some seed; None where
-            none did.
+        largest_stable: Largest tried rate at which, and at every smaller one, no run diverged or collapsed
+            (`asymlora.sweep.collapse`); None where there is none.
+        divergence_edge: Smallest tried rate from which on every larger tried one diverged or collapsed in some seed;
+            None where none did.
         basin: None where the noise floor or the best rate is not known.
         rate_doubt: The most by which another tried rate (of a search: another point) could be better than the chosen
             one, in units of the metric: a one-sided 95 % bound from the means of the tuning runs, for all cells

@@ -23,10 +23,11 @@
   };
   /* As `asymlora.sweep.rates.divergence_edge` has it: a rate whose runs all failed tells nothing. Points of a search
      differ in more than the rate, so they have no edge. */
+  const isLost = (run) => run.st === "diverged" || run.f === 1;
   const edge = (byRate) => {
     const rates = distinct([...byRate.keys()]).filter((rate) => byRate.get(rate).some((run) => run.st !== "failed")).reverse();
     if ([...byRate.values()].some((found) => found.some((run) => run.p === "search"))) return null;
-    const stable = rates.findIndex((rate) => !byRate.get(rate).some((run) => run.st === "diverged"));
+    const stable = rates.findIndex((rate) => !byRate.get(rate).some((run) => isLost(run)));
     return stable === 0 ? null : rates[(stable < 0 ? rates.length : stable) - 1];
   };
 
@@ -41,7 +42,7 @@
     const fit = (number) => (log ? Math.log10(number) : number);
     const [low, high] = values.length ? [fit(least(values)), fit(most(values))] : [0, 1];
     const span = high - low || Math.abs(high) * 0.1 || 1;
-    const troubled = groups.filter(([, found]) => found.some((run) => run.st === "diverged"));
+    const troubled = groups.filter(([, found]) => found.some(isLost));
     const bottom = low - span * (0.06 + 0.06 * troubled.length);
     const back = (number) => (log ? 10 ** number : number);
     groups.forEach(([cell, found]) => {
@@ -67,7 +68,7 @@
         /* Edges of two arms at one rate would hide each other: each is moved by its row, by a hundredth of a decade. */
         const at = from * 10 ** (0.012 * (row - (troubled.length - 1) / 2));
         const look = drawing.look(cell);
-        drawing.traces.push({ type: "scatter", mode: "lines", x: [at, at], y: [back(bottom), back(high + span * 0.07)], line: { color: look.colour, dash: look.dash, width: 1.5 }, opacity: 0.7, showlegend: false, hoverinfo: "text", hovertext: plain(`${cell.label}: diverged from ${rateText(from)} on`), meta: "edge" });
+        drawing.traces.push({ type: "scatter", mode: "lines", x: [at, at], y: [back(bottom), back(high + span * 0.07)], line: { color: look.colour, dash: look.dash, width: 1.5 }, opacity: 0.7, showlegend: false, hoverinfo: "text", hovertext: plain(`${cell.label}: unstable from ${rateText(from)} on`), meta: "edge" });
         drawing.record({ arm: cell.label, what: "divergence edge", learning_rate: from });
       }
       const best = whole.indexOf(cell.best_rate);
@@ -127,7 +128,10 @@
       const whole = cell.interval && measure === cell.sweep.metric && cell.closing.length === values.length;
       const [low, high] = whole ? [cell.interval.low * scale, cell.interval.high * scale] : [Math.min(...values), Math.max(...values)];
       const words = whole ? `${cell.interval.level * 100} % interval` : "range of seeds";
-      drawing.points(cell, [middle], [row - 0.3], [plain(`${cell.label}: mean ${digits(middle)}, ${words} ${digits(low)} to ${digits(high)}`)], { symbol: "diamond", size: 11, opacity: 1 }, { meta: words, error_x: { type: "data", symmetric: false, array: [high - middle], arrayminus: [middle - low], thickness: 2, width: 5, color: drawing.look(cell).colour } });
+      /* Student's interval of two seeds leaves what an accuracy can be, and would stretch the axis. */
+      const [left, right] = scale === 100 ? [Math.max(low, 0), Math.min(high, 100)] : [low, high];
+      if (left > low || right < high) drawing.said.push(`${short(cell.label, 60)}: the bar is cut where the metric ends.`);
+      drawing.points(cell, [middle], [row - 0.3], [plain(`${cell.label}: mean ${digits(middle)}, ${words} ${digits(low)} to ${digits(high)}`)], { symbol: "diamond", size: 11, opacity: 1 }, { meta: words, error_x: { type: "data", symmetric: false, array: [right - middle], arrayminus: [middle - left], thickness: 2, width: 5, color: drawing.look(cell).colour } });
       drawing.record({ arm: cell.label, what: `mean, ${words}`, [quantity]: middle, low, high });
       if (!whole) drawing.said.push(`${short(cell.label, 60)}: the bar is the range of the seeds that are shown.`);
     });
