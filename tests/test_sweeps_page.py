@@ -9,8 +9,12 @@ from typing import Any
 
 from asymlora.cli import recipe_options
 from asymlora.commands.sweep import parser
+from asymlora.report.sweep_tables import interval_text, metric_text, octaves_text
+from asymlora.sweep.analysis import analyse
 from asymlora.sweep.axes import parse_arm, parse_axis, parse_rates
+from asymlora.sweep.rates import rate_text
 from asymlora.sweep.searching import parse_searched
+from asymlora.sweep.sweep_folder import read_sweep
 from asymlora.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -49,10 +53,48 @@ def test_the_false_positives_are_what_was_stored() -> None:
     assert {(r["arms"], r["closing"]) for r in rows} == {(int(row[0]), int(row[1])) for row in _table("arms")[1:]}
 
 
+def test_the_sweep_that_is_shown_is_the_stored_one() -> None:
+    records = read_sweep(ROOT / "experiments" / "results" / "trec6_sweep")
+    summary: Any = records.summary
+    for row, cell in zip(_table("arm")[1:], summary["cells"], strict=True):
+        assert row == [
+            cell["label"],
+            rate_text(cell["best_rate"]),
+            cell["best_at"],
+            metric_text(summary, cell["mean"]),
+            interval_text(summary, cell["interval"]),
+            octaves_text(cell["basin"]),
+            rate_text(cell["divergence_edge"]),
+            f"{cell['trained_parameters']:,}",
+        ]
+    assert f"{len(records.rows)} runs" in PAGE
+    assert not any(pair["better"] for pair in summary["comparisons"])
+    (first,) = (p for p in summary["comparisons"] if (p["first"], p["second"]) == ("init_a", "init_b"))
+    assert all(each["value"] > 0 for each in first["differences"])
+    assert (f"{first['p']:.3f}", f"{first['p_adjusted']:.3f}") == ("0.031", "0.094")
+    # A summary is kept as it was written; it must still be what its rows say.
+    again = analyse(records.plan, records.rows, resamples=99).to_dict()
+    for cell, kept in zip(again["cells"], summary["cells"], strict=True):
+        assert all(
+            cell[key] == kept[key] for key in ("label", "best_rate", "mean", "divergence_edge", "largest_stable")
+        )
+
+
+def test_the_times_are_what_was_stored() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "sweep_time.json").read_text(encoding="utf-8"))["rows"]
+    parts: dict[str, Any] = {row["part"]: row for row in rows}
+    assert f"took {parts['sweep']['ratio']:.2f} of the time of the same 16 runs" in PAGE
+    assert f"With `--prune` it was {parts['pruned']['ratio']:.2f}" in PAGE
+    assert parts["sweep"]["best"]["rates"] == parts["pruned"]["best"]["rates"]
+    figures = parts["sweep"]["figures"]
+    assert f"(+{100 * figures['mean_difference']:.1f} ± {100 * figures['standard_error']:.1f} points" in PAGE
+    assert f"took {parts['overhead']['ratios']['clock']['measuring'][0]:.2f} of the time of the bare steps" in PAGE
+
+
 def test_every_option_and_word_on_the_page_is_one_of_the_command() -> None:
     known = {option for action in parser(recipe_options(Recipe()))._actions for option in action.option_strings}
     sweeps = PAGE.split("## Reports")[0]
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", sweeps)) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z._-]*[a-z]", sweeps)) <= known
     for word in re.findall(r"--arm ([^\s`]+)", sweeps):
         parse_arm(word)
     for word in re.findall(r"--lr ([^\s`]+)", sweeps):
