@@ -37,6 +37,8 @@ LAYERS = (
     ("train",),
     ("sweep",),
     ("report",),
+    ("reproduce",),
+    ("papers",),
     ("commands",),
     ("cli",),
     ("__main__",),

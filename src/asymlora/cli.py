@@ -90,7 +90,7 @@ def _run(argv: list[str]) -> int:
         about = typed if typed and not typed.startswith("-") else "finetune"
         raise SpecError(f"{_readable(str(error))} See: asymlora --help, asymlora {about} --help.") from None
     options = given[given["command"]].as_dict() if given.get(given["command"]) else {}
-    if given["command"] == "sweep":
+    if given["command"] in ("sweep", "reproduce"):
         options["typed"] = shlex.join(["asymlora", *argv])
     if given["command"] in _FILES:
         return _load(f"asymlora.commands.{given['command']}").run(options)
@@ -105,6 +105,7 @@ _FILES = {
     "sweep": "compare arms, each at its own best learning rate, with statistics and a page",
     "compare": "arms of a sweep, or results of several folders, beside each other",
     "report": "write what sweeps and runs found: a page, Markdown, CSV or JSON",
+    "reproduce": "run what the papers claim again, with a verdict on each claim",
 }
 """Commands with a file of their own in `asymlora.commands`."""
 

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from asymlora.cli import main
+from asymlora.papers.paper_recipes import recipe_file, recipe_names
 from asymlora.train.recipe import Recipe
 
-SCALE = Path(__file__).parents[2] / "experiments" / "paper_scale"
-RECIPES = sorted(SCALE.glob("*.yaml"))
+RECIPES = [recipe_file(name) for name in recipe_names()]
+_LLAMA_7B = 32 * 64 * (4 * 2 * 4096 + 3 * (4096 + 11008))
 # Factors and heads by hand: layers x (in or out) x rank x targets.
 TRAINED = {
     "bart_large_xsum": (12 + 2 * 12) * 3 * 1024 * 16,
     "llama_2_7b_alpaca": 32 * 2 * 4096 * 32,
-    "llama_7b_flan": 32 * 64 * (4 * 2 * 4096 + 3 * (4096 + 11008)),
+    "llama_7b_flan": _LLAMA_7B,
+    "llama_7b_gsm8k": _LLAMA_7B,
     "roberta_large_glue": 24 * 2 * 1024 * 8 + 1024 * 1024 + 1024 + 2 * 1024 + 2,
     "roberta_large_mnli": 24 * 2 * 2 * 1024 * 8 + 1024 * 1024 + 1024 + 2 * 1024 + 2,
     "tinyllama_wikitext2": 22 * 16 * (2 * 2 * 2048 + 2 * (2048 + 256) + 3 * (2048 + 5632)),
@@ -27,8 +29,8 @@ TRAINED = {
 
 
 @pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(SCALE.parents[1])  # the recipes name their configurations from there
+def _anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # a recipe names its configuration wherever it is read from
     monkeypatch.setenv("COLUMNS", "120")
 
 
@@ -56,7 +58,7 @@ def test_a_paper_scale_recipe_tells_cost_and_count_and_what_is_missing(
 def test_without_dry_run_it_fails_for_want_of_data_or_weights_with_that_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["finetune", str(SCALE / "roberta_large_glue.yaml"), "--output", str(tmp_path / "run")]) == 2
+    assert main(["finetune", str(recipe_file("roberta_large_glue")), "--output", str(tmp_path / "run")]) == 2
     assert "hub cannot be reached" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -80,7 +82,7 @@ def test_where_nothing_is_missing_it_says_so(small_recipe: dict[str, dict[str, s
 def test_what_is_counted_is_what_the_method_trains(
     method: str, trained: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    recipe = Recipe.load(SCALE / "roberta_large_mnli.yaml").to_dict()
+    recipe = Recipe.load(recipe_file("roberta_large_mnli")).to_dict()
     plain = {"task": recipe["task"], "model": recipe["model"], "data": recipe["data"], "method": method}
     (tmp_path / "recipe.yaml").write_text(Recipe.from_dict(plain).to_yaml())
     assert main(["finetune", str(tmp_path / "recipe.yaml"), "--dry-run"]) == 0

@@ -59,7 +59,8 @@ def _same_as_alone(recipe: Recipe, folder: Path) -> RunRow:
     assert kept
     assert kept == _kept(folder / "alone" / "adapter")
     assert (row.validation, row.best_step, row.steps) == (alone.validation, alone.best_step, alone.steps)
-    assert row.test == alone.metrics["after"]
+    further = {f"{what}.{name}": value for what, m in alone.closing.items() for name, value in m["after"].items()}
+    assert row.test == {**alone.metrics["after"], **further}
     assert row.before == alone.metrics["before"]
     assert (row.trained_parameters, row.head_parameters) == (alone.trained_parameters, alone.head_parameters)
     records = [json.loads(line) for line in (folder / "alone" / "records.jsonl").read_text().splitlines()]
@@ -186,6 +187,8 @@ def test_a_row_says_what_was_done(small_recipe: dict[str, Any]) -> None:
     assert row.dynamics["delta1"] == [0.0] * 3  # A is frozen, so only B moves the features
     assert all(value is not None and value > 0 for value in row.dynamics["delta2"])
     assert row.dynamics["grad_A"] == [None] * 3
+    assert row.dynamics["moved_A"] == [0.0] * 3
+    assert row.dynamics["moved_B"] == [None] * 3  # B starts at zero, so its way has no ratio to the start
     assert row.flops_per_step is not None
     assert row.flops_per_step > 0
     assert len(row.weights_digest or "") == 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,3 +42,26 @@ def test_several_processes_are_refused(small_recipe: dict[str, Any], monkeypatch
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(SpecError, match="one process"):
         run.do()
+
+
+def test_closing_measurements_stand_beside_the_test_metrics_of_a_run_that_is_scored_on_test(
+    small_recipe: dict[str, Any],
+) -> None:
+    recipe = Recipe.from_dict(small_recipe)
+    base = LoadedBase(recipe)
+    asked: list[bool] = []
+
+    def measure(network: torch.nn.Module) -> dict[str, float]:
+        asked.append(network.training)
+        return {"accuracy": 0.25, "questions": 4.0}
+
+    base.prepared = replace(base.prepared, closing={"choices": measure})
+    tuning = SingleRun(base, _job(recipe), folder=None, progress=None)
+    tuning.do()
+    assert not asked
+    closing = SingleRun(base, replace(_job(recipe), phase="closing", scores_test=True), folder=None, progress=None)
+    closing.do()
+    assert asked == [False]
+    metrics = closing.found["test"]
+    assert (metrics["choices.accuracy"], metrics["choices.questions"]) == (0.25, 4.0)
+    assert metrics.keys() - closing.found["before"].keys() == {"choices.accuracy", "choices.questions"}

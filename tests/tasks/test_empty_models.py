@@ -67,3 +67,16 @@ def test_a_class_that_is_no_model_gives_the_plain_network(tmp_path: Path, name: 
     file = tmp_path / "config.json"
     file.write_text(json.dumps(BertConfig(**SMALL).to_dict() | {"architectures": [name]}), encoding="utf-8")
     assert type(empty_model(str(file))).__name__ == "BertModel"
+
+
+def test_a_configuration_that_is_shipped_is_found_from_anywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    empty = empty_model("asymlora:papers/recipes/configs/tinyllama-1.1b.json")
+    assert (type(empty).__name__, empty.config.hidden_size) == ("LlamaForCausalLM", 2048)
+
+
+def test_a_configuration_that_is_not_shipped_is_told_the_nearest() -> None:
+    with pytest.raises(DataNotFoundError, match=r"ships no .* Did you mean 'asymlora:papers/recipes/configs/llama-7b"):
+        empty_model("asymlora:papers/recipes/configs/llama-7.json")

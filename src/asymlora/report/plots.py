@@ -103,7 +103,7 @@ def line_plot(
         DataError: A field is missing from a record, or there is nothing to draw.
         SpecError: ``log`` is none of the four.
     """
-    graph = _plotly()
+    graph = plotly_graph()
     rows = _checked(records, [x, y, *([by] if by else [])])
     if log not in ("", "x", "y", "xy"):
         raise SpecError(f"log is {log!r}. Allowed: '', 'x', 'y', 'xy'.")
@@ -121,9 +121,9 @@ def line_plot(
     if missing == len(rows):
         raise DataError(f"No value of {y!r} can be drawn: all {missing} are not finite, or not positive on a log axis.")
     for number, (name, points) in enumerate(lines.items()):
-        _add_line(graph, figure, str(name), points, number)
+        add_line(figure, str(name), points, number)
     left_out = f"<br><sup>{missing} of {len(rows)} values cannot be drawn and are left out</sup>" if missing else ""
-    _lay_out(figure, title + left_out, names.get(x, x), names.get(y, y), names.get(by or "", by or ""))
+    lay_out(figure, title + left_out, names.get(x, x), names.get(y, y), names.get(by or "", by or ""))
     if "x" in log:
         figure.update_xaxes(type="log", dtick=_steps_of_a_log_axis([float(row[x]) for row in rows]))
     if "y" in log:
@@ -159,7 +159,7 @@ def heat_map(
     Raises:
         DataError: A field is missing from a record, or there is nothing to draw.
     """
-    graph = _plotly()
+    graph = plotly_graph()
     rows = _checked(records, [x, y, value])
     names = labels or {}
     across = list(dict.fromkeys(row[x] for row in rows))
@@ -185,33 +185,57 @@ def heat_map(
             hoverongaps=False,
         )
     )
-    _lay_out(figure, title, names.get(x, x), names.get(y, y), "")
+    lay_out(figure, title, names.get(x, x), names.get(y, y), "")
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_xaxes(type="category")
     return Figure(figure)
 
 
-def _add_line(graph: Any, figure: Any, name: str, points: Mapping[float, Sequence[float]], number: int) -> None:
-    colour = COLOURS[number % len(COLOURS)]
+def add_line(
+    figure: Any, name: str, points: Mapping[float, Sequence[float]], number: int, *, marked: bool = True,
+    colour: str | None = None, **place: Any,
+) -> None:  # fmt: skip
+    """Add a line through the medians of some values, and their range as a band where there are several.
+
+    Args:
+        figure: A Plotly figure.
+        name: What the legend calls the line.
+        points: Values by place on the horizontal axis; a place without values is a gap.
+        number: Which of the colours, dashes and markers.
+        marked: Whether the points have markers.
+        colour: Another colour than that of the number.
+        place: ``row`` and ``col`` of a figure of several panels, and ``showlegend``.
+    """
+    graph = plotly_graph()
+    listed = place.pop("showlegend", True)
+    colour = colour or COLOURS[number % len(COLOURS)]
     at = sorted(x for x, values in points.items() if values)
     if any(len(points[x]) > 1 for x in at):
         edges = [max(points[x]) for x in at] + [min(points[x]) for x in reversed(at)]
-        figure.add_trace(
-            graph.Scatter(
-                x=[*at, *reversed(at)], y=edges, fill="toself", fillcolor=colour, opacity=0.15,
-                line={"width": 0}, mode="lines", hoverinfo="skip", showlegend=False, legendgroup=name,
-            )
+        band = graph.Scatter(
+            x=[*at, *reversed(at)], y=edges, fill="toself", fillcolor=colour, opacity=0.15,
+            line={"width": 0}, mode="lines", hoverinfo="skip", showlegend=False, legendgroup=name,
         )  # fmt: skip
-    figure.add_trace(
-        graph.Scatter(
-            x=at, y=[statistics.median(points[x]) for x in at], name=name, legendgroup=name, mode="lines+markers",
-            line={"color": colour, "dash": _DASHES[number % len(_DASHES)], "width": 2},
-            marker={"symbol": _MARKERS[number % len(_MARKERS)], "size": 7},
-        )
+        figure.add_trace(band, **place)
+    line = graph.Scatter(
+        x=at, y=[statistics.median(points[x]) for x in at], name=name, legendgroup=name,
+        mode="lines+markers" if marked else "lines", showlegend=listed,
+        line={"color": colour, "dash": _DASHES[number % len(_DASHES)], "width": 2},
+        marker={"symbol": _MARKERS[number % len(_MARKERS)], "size": 7},
     )  # fmt: skip
+    figure.add_trace(line, **place)
 
 
-def _lay_out(figure: Any, title: str, x_title: str, y_title: str, legend: str) -> None:
+def lay_out(figure: Any, title: str, x_title: str, y_title: str, legend: str) -> None:
+    """Give a figure the look of all others.
+
+    Args:
+        figure: A Plotly figure.
+        title: Sentence above it.
+        x_title: What its horizontal axis is called.
+        y_title: What its vertical axis is called.
+        legend: What its lines are.
+    """
     figure.update_layout(
         title={"text": title, "x": 0.02, "xanchor": "left", "font": {"size": 16}},
         xaxis_title=x_title,
@@ -247,7 +271,12 @@ def _checked(records: Iterable[Record], needed: Sequence[str]) -> list[Record]:
     return rows
 
 
-def _plotly() -> Any:
+def plotly_graph() -> Any:
+    """Return Plotly's module of figures.
+
+    Raises:
+        MissingPackageError: It is not installed.
+    """
     try:
         import plotly.graph_objects as graph  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:

@@ -10,6 +10,7 @@ from typing import Any
 
 QUANTITIES = (
     "Z_A", "Z_B", "delta1", "delta2", "delta3", "update_A", "update_B", "grad_A", "grad_B", "norm_A", "norm_B",
+    "moved_A", "moved_B",
 )  # fmt: skip
 """Of a row of `asymlora.diagnostics.dynamics.FeatureDynamics`."""
 

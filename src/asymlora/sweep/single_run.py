@@ -40,8 +40,9 @@ ADAPTERS = "adapters"
 class SingleRun:
     """One run.
 
-    Trackers (``train.report_to``) and checkpoints are left out, further sets and closing measurements too. Whatever
-    happens, the base's model is afterwards what it was before, object by object and bit for bit.
+    Trackers (``train.report_to``) and checkpoints are left out, further sets too. Closing measurements are made where
+    the test part is scored, after the training alone: ``choices.accuracy`` stands beside the metrics of the test part.
+    Whatever happens, the base's model is afterwards what it was before, object by object and bit for bit.
 
     Args:
         base: What is loaded.
@@ -175,10 +176,15 @@ class SingleRun:
         if self.job.scores_test:
             metrics = prepared.scoring.score(trainer.evidence_of(prepared.test))
             refuse_diverged(metrics, self.recipe)
-            self.found["test"] = finite(metrics)
+            self.found["test"] = finite({**metrics, **self._measure(network)})
         if self.job.keeps_adapter:
             self.found["adapter"] = self._keep(network)
         self.found["status"] = "finished"
+
+    def _measure(self, network: nn.Module) -> dict[str, float]:
+        network.eval()
+        found = {name: measure(network) for name, measure in self.base.prepared.closing.items()}
+        return {f"{name}.{key}": value for name, measured in found.items() for key, value in measured.items()}
 
     def _is_behind(self, own: Mapping[int, float]) -> bool:
         from asymlora.sweep.pruning import is_behind  # Optuna takes a second to import

@@ -1,4 +1,4 @@
-"""The rows of a sweep on disk: ``runs.jsonl``, append-only, safe for several writers and for being killed. No torch.
+"""Rows on disk, a sweep's in ``runs.jsonl``: append-only, safe for several writers and for being killed. No torch.
 
 The first line names the format; then each run that ended is one line. A line that a killed writer left unfinished is
 closed with a mark before anything else is written, so whatever stands before the last line feed stays as it is.
@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from asymlora.errors import AsymloraError, DiskSpaceError, RunFolderError, SpecError, UnwritableFolderError
 from asymlora.sweep.run_record import RunRow
@@ -39,21 +39,49 @@ class DamagedLine(NamedTuple):
     problem: str
 
 
-class RunStore:
-    """The rows of a sweep by their ids; reads only what others have added since, so that 10,000 rows stay cheap.
+class StoredRow(Protocol):
+    """What a store holds: a frozen row with an id of its own."""
+
+    @property
+    def id(self) -> str:
+        """Of what was done; the same whenever it is done again."""
+        ...
+
+    @property
+    def final(self) -> bool:
+        """Whether it need not be done again."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, the inverse of `from_dict`."""
+        ...
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
+        """Return the row of plain values."""
+        ...
+
+
+Row = TypeVar("Row", bound=StoredRow)
+
+
+class RowStore(Generic[Row]):
+    """Rows by their ids; reads only what others have added since, so that 10,000 rows stay cheap.
 
     Any number of processes may append to one file on a disk that knows ``flock``. Of several rows with one id the first
     final one counts; one of a run that failed gives way to a later one.
 
     Args:
         path: The file; it appears with the first row.
+        kind: Class of the rows.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, kind: type[Row]) -> None:
         self.path = Path(path)
+        self._kind = kind
         self._forget()
 
-    def append(self, row: RunRow) -> bool:
+    def append(self, row: Row) -> bool:
         """Append a row, flushed to disk, unless a final row with its id is there.
 
         Args:
@@ -79,7 +107,7 @@ class RunStore:
             self._take(line)
         return True
 
-    def rows(self) -> list[RunRow]:
+    def rows(self) -> list[Row]:
         """Return one row for each id, in the order in which the runs ended.
 
         Raises:
@@ -88,7 +116,7 @@ class RunStore:
         self.refresh()
         return list(self._rows.values())
 
-    def get(self, id: str) -> RunRow | None:
+    def get(self, id: str) -> Row | None:
         """Return the row of a run, or None where there is none.
 
         Args:
@@ -138,7 +166,7 @@ class RunStore:
             os.close(handle)
 
     def _forget(self) -> None:
-        self._rows: dict[str, RunRow] = {}
+        self._rows: dict[str, Row] = {}
         self._damaged: list[DamagedLine] = []
         self._torn = self._offset = self._lines = 0
         self._tail = False
@@ -166,7 +194,7 @@ class RunStore:
             self._torn += line.endswith(_TORN)
             return
         try:
-            row = RunRow.from_dict(_object(line))
+            row = self._kind.from_dict(_object(line))
         except (ValueError, AsymloraError) as error:
             self._damaged.append(DamagedLine(self._lines, _said(error)))
             return
@@ -211,7 +239,18 @@ class RunStore:
             raise
 
 
-def _line(row: RunRow) -> bytes:
+class RunStore(RowStore[RunRow]):
+    """The rows of a sweep.
+
+    Args:
+        path: The file; it appears with the first row.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, RunRow)
+
+
+def _line(row: StoredRow) -> bytes:
     try:
         return json.dumps(row.to_dict(), allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as error:
@@ -278,11 +317,12 @@ def _refuse_foreign(line: bytes, path: Path) -> None:
 
 
 @contextmanager
-def refused_writes_said(path: Path) -> Iterator[None]:
+def refused_writes_said(path: Path, *, then: str = "go on with --resume") -> Iterator[None]:
     """Turn what the disk refuses in a block into an error that says what to do.
 
     Args:
         path: What is written there.
+        then: What to do once the disk takes it.
 
     Yields:
         Nothing.
@@ -301,10 +341,10 @@ def refused_writes_said(path: Path) -> Iterator[None]:
         cause, kept = error.strerror or str(error), "Every run that was stored before is whole."
         if error.errno in _NO_ROOM:
             raise DiskSpaceError(
-                f"{path} cannot be written: the disk is full ({cause}). {kept} Free some space and go on with --resume."
+                f"{path} cannot be written: the disk is full ({cause}). {kept} Free some space and {then}."
             ) from None
         kind = UnwritableFolderError if error.errno in _NO_RIGHT else RunFolderError
-        raise kind(f"{path} cannot be written ({cause}). {kept} Make it writable and go on with --resume.") from None
+        raise kind(f"{path} cannot be written ({cause}). {kept} Make it writable and {then}.") from None
 
 
 def _lock(handle: int) -> None:

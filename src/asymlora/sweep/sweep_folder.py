@@ -317,12 +317,16 @@ def read_sweep(path: str | Path) -> SweepRecords:
         similarity=tuple(_lines(folder / SIMILARITY)),
         summary=summary,
         warnings=tuple(store.warnings()),
-        sessions=tuple(_sessions(folder / SESSIONS)),
+        sessions=tuple(read_sessions(folder / SESSIONS)),
     )
 
 
-def _sessions(path: Path) -> Iterator[dict[str, Any]]:
-    # Nothing depends on them, so a torn one is left out.
+def read_sessions(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what was typed, when, and on what; nothing depends on it, so a line that a killed writer tore is left out.
+
+    Args:
+        path: ``sessions.jsonl``; it may not be there.
+    """
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
             yield json.loads(line)

@@ -10,15 +10,20 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from asymlora.errors import AsymloraError, DataNotFoundError
+from asymlora.errors import AsymloraError, DataNotFoundError, nearest
 from asymlora.tasks.sources import find_model
+
+SHIPPED = "asymlora:"
+"""Begins the name of a ``config.json`` that stands in this package, wherever it is installed: a recipe with it is the
+same on every machine."""
 
 
 def empty_model(name: str, *, revision: str | None = None, attention: str | None = None) -> PreTrainedModel:
     """Build a model on the device ``meta``: every module and shape, no value, whatever its size.
 
     Args:
-        name: ``embedded:...``, a folder, a hub id, or a ``config.json``.
+        name: ``embedded:...``, a folder, a hub id, a ``config.json``, or ``asymlora:`` with the place of one below this
+            package's folder.
         revision: Branch, tag or commit on the hub.
         attention: Kernel of the attention, ``sdpa`` or ``eager``; None takes the one that transformers would.
 
@@ -65,7 +70,7 @@ def fresh_heads(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _config(name: str, revision: str | None) -> Any:
-    path = Path(name).expanduser()
+    path = _own_file(name) if name.startswith(SHIPPED) else Path(name).expanduser()
     if path.suffix == ".json" and path.is_file():
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or "model_type" not in content:
@@ -73,3 +78,12 @@ def _config(name: str, revision: str | None) -> Any:
         return AutoConfig.for_model(content.pop("model_type"), **content)
     where, folder = find_model(name, revision=revision)
     return AutoConfig.from_pretrained(where, **({"local_files_only": True} if folder else {"revision": revision}))
+
+
+def _own_file(name: str) -> Path:
+    package = Path(__file__).parents[1]
+    path = package / name.removeprefix(SHIPPED)
+    if not path.is_file():
+        there = sorted(f"{SHIPPED}{file.relative_to(package).as_posix()}" for file in package.rglob("configs/*.json"))
+        raise DataNotFoundError(f"asymlora ships no {name!r}.{nearest(name, there)} There are: {', '.join(there)}.")
+    return path

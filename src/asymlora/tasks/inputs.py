@@ -100,7 +100,8 @@ class ModelRecipe:
     Attributes:
         name: ``embedded:minilm-l6`` or another that a package ships, a local folder, or an id on the Hugging Face hub.
         revision: Branch, tag or commit on the hub; None is the hub's default.
-        config: A ``config.json`` that describes the model, for a dry run where its weights are out of reach.
+        config: A ``config.json`` that describes the model, for a dry run where its weights are out of reach;
+            ``asymlora:papers/recipes/configs/NAME.json`` is one that asymlora ships.
         pooling: Texts only. How token features become one vector: ``mean`` over the tokens, ``native``: the class that
             transformers has for the model; ``auto``: ``mean`` where the folder says so, else ``native``.
         base: How the frozen base is stored: ``float32``, ``bfloat16``, ``nf4`` (bitsandbytes) or ``int8`` (torchao).

@@ -1,0 +1,212 @@
+"""Artefacts of a paper as a terminal shows them: the list, what would be run, what it costs, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from asymlora.report.cost_tables import size
+from asymlora.report.tables import plain_table
+
+Record = Mapping[str, Any]
+
+
+def list_table(rows: Sequence[Record]) -> Table:
+    """Return the list of artefacts.
+
+    Args:
+        rows: ``name``, ``title``, ``minutes``, ``memory_gib``, ``parts`` (names), ``status``, ``verdicts`` (count by
+            verdict; None where no results are kept).
+
+    Returns:
+        Something that rich prints.
+    """
+    table = plain_table(
+        "Artefacts that can be reproduced",
+        "Minutes and memory: of the small scale on two cores, the whole of it and its largest process. Status: of the"
+        " run in reproductions/. Verdicts: of the results that are kept.",
+    )
+    for head, justify in (("name", "left"), ("what it is", "left"), ("min", "right"), ("GiB", "right")):
+        table.add_column(head, justify=justify, no_wrap=head != "what it is")  # pyright: ignore[reportArgumentType]
+    for head in ("parts", "status", "verdicts"):
+        table.add_column(head)
+    for row in rows:
+        table.add_row(
+            row["name"],
+            Text(row["title"]),
+            number(row["minutes"]),
+            number(row["memory_gib"]),
+            ", ".join(row["parts"]),
+            row["status"],
+            counts_text(row["verdicts"]),
+        )
+    return table
+
+
+def counts_text(verdicts: Mapping[str, int] | None) -> str:
+    """Return how many claims got which verdict.
+
+    Args:
+        verdicts: Number of claims by verdict; None where there are no results.
+
+    Example:
+        >>> counts_text({"holds": 3, "fails": 0, "undecided": 1}), counts_text(None)
+        ('3 holds, 1 undecided', '-')
+    """
+    if verdicts is None:
+        return "-"
+    return ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
+
+
+def runs_table(rows: Sequence[Record]) -> Table:
+    """Return the parts of an artefact with their runs.
+
+    Args:
+        rows: ``name``, ``kind``, ``arms``, ``first`` and ``both`` (None: there is one look).
+
+    Returns:
+        Something that rich prints.
+    """
+    table = plain_table(
+        "Runs by part",
+        "Before any grid has grown. The second look is begun where a claim of the abstract is undecided.",
+    )
+    for head, justify in (("part", "left"), ("what", "left"), ("arms", "left"), ("runs", "right")):
+        table.add_column(head, justify=justify)  # pyright: ignore[reportArgumentType]
+    table.add_column("with second look", justify="right")
+    for row in rows:
+        most = "-" if row["both"] is None else f"{row['both']:,}"
+        table.add_row(row["name"], row["kind"], Text(", ".join(row["arms"]) or "-"), f"{row['first']:,}", most)
+    if len(rows) > 1:
+        first, both = sum(row["first"] for row in rows), sum(row["both"] or row["first"] for row in rows)
+        table.add_section()
+        table.add_row("all", "", "", f"{first:,}", f"{both:,}")
+    return table
+
+
+def arms_table(rows: Sequence[Record]) -> Table:
+    """Return what the arms of an artefact's sweeps train and cost.
+
+    Args:
+        rows: ``part``, ``arm``, ``rank``, ``values``, ``printed``, ``agrees``, ``runs``, ``steps``, ``flops``,
+            ``file_bytes``, ``peak_bytes``; None where a number is not known.
+
+    Returns:
+        Something that rich prints.
+    """
+    table = plain_table(
+        "What the arms train and cost",
+        "Trained: values of the factors, heads left out; beside it what the paper prints for them, where that is known."
+        " FLOPs: of all runs before any grid has grown. Peak: tensors of a step at the recipe's batch on an"
+        " accelerator; the process and the allocator's rounding come on top.",
+    )
+    for head in ("part", "arm"):
+        table.add_column(head)
+    for head in ("rank", "trained", "paper prints", "runs", "steps", "FLOPs", "file", "peak"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(
+            row["part"],
+            Text(row["arm"]),
+            str(row["rank"]),
+            "-" if row["values"] is None else f"{row['values']:,}",
+            printed_text(row["printed"], row["agrees"]),
+            f"{row['runs']:,}",
+            f"{row['steps']:,}",
+            "-" if row["flops"] is None else f"{row['flops']:.2g}",
+            size(row["file_bytes"]),
+            size(row["peak_bytes"]),
+        )
+    return table
+
+
+def printed_text(printed: int | None, agrees: bool | None) -> str:
+    """Return what a paper prints for a count, and whether ours is the same.
+
+    Example:
+        >>> printed_text(786_432, True), printed_text(800_000, False), printed_text(None, None)
+        ('786,432, equal', '800,000, differs', '-')
+    """
+    if printed is None:
+        return "-"
+    return f"{printed:,}" if agrees is None else f"{printed:,}, {'equal' if agrees else 'differs'}"
+
+
+def verdict_table(rows: Sequence[Record], *, title: str) -> Table:
+    """Return what was found of each claim.
+
+    Args:
+        rows: ``says``, ``paper``, ``ours``, ``p``, ``pairs``, ``joined`` (as of a `Finding`) and ``verdict``.
+        title: Line above.
+
+    Returns:
+        Something that rich prints.
+    """
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for head, ratio in (("claim", 4), ("paper", 2), ("ours", 4)):
+        table.add_column(head, ratio=ratio, overflow="fold")
+    table.add_column("test")
+    table.add_column("verdict", style="bold")
+    for row in rows:
+        test = f"{row['joined']} tests" if row["joined"] > 1 else p_text(row["p"], row["pairs"])
+        table.add_row(Text(row["says"]), Text(row["paper"] or "-"), Text(row["ours"]), test, row["verdict"])
+    return table
+
+
+def p_text(p: float | None, pairs: int | None) -> str:
+    """Return the p of a test and the pairs that went into it.
+
+    Example:
+        >>> p_text(0.03125, 6), p_text(None, 3), p_text(0.0004, None), p_text(None, None)
+        ('p 0.031, 6 pairs', '3 pairs', 'p < 0.001', '-')
+    """
+    parts = [] if p is None else ["p < 0.001" if p < 0.001 else f"p {p:.2g}"]
+    parts += [] if pairs is None else [f"{pairs} {'pair' if pairs == 1 else 'pairs'}"]
+    return ", ".join(parts) or "-"
+
+
+def agreement_table(rows: Sequence[Record], *, title: str) -> Table:
+    """Return the claims of a run beside those of kept results.
+
+    Args:
+        rows: ``key``, ``kept`` and ``new`` (findings as plain values, ``kept`` None where there is none) and
+            ``agreement``.
+        title: Line above.
+
+    Returns:
+        Something that rich prints.
+    """
+    table = plain_table(title)
+    table.add_column("claim", no_wrap=True)
+    for head in ("kept", "kept interval", "now"):
+        table.add_column(head, justify="right")
+    for head in ("kept verdict", "verdict now", "agreement"):
+        table.add_column(head)
+    for row in rows:
+        kept: Record = row["kept"] or {}
+        low_high = kept.get("interval")
+        table.add_row(
+            row["key"],
+            number(kept.get("estimate")),
+            "-" if low_high is None else f"{number(low_high[0])} to {number(low_high[1])}",
+            number(row["new"]["estimate"]),
+            kept.get("verdict", "-"),
+            row["new"]["verdict"],
+            row["agreement"],
+        )
+    return table
+
+
+def number(value: float | None) -> str:
+    """Return a number in three digits, or a dash.
+
+    Example:
+        >>> number(75), number(0.012345), number(1234.5), number(None)
+        ('75', '0.0123', '1,234', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from asymlora.report.reproduction_tables import agreement_table, arms_table, list_table, runs_table, verdict_table
+
+
+def _shown(table: Any, *, width: int = 160) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def _words(table: Any, **options: Any) -> str:
+    return " ".join(_shown(table, **options).split())
+
+
+def test_the_list_says_what_each_takes_and_how_far_it_is() -> None:
+    row = {
+        "name": "hayou_toy", "title": "Rates [and] widths", "minutes": 12.0, "memory_gib": 0.8, "parts": ["a", "b"],
+        "status": "3 of 9 runs", "verdicts": {"holds": 2, "fails": 1, "undecided": 0, "not testable here": 0},
+    }  # fmt: skip
+    said = _words(list_table([row, {**row, "name": "hayou_lm", "minutes": None, "verdicts": None}]))
+    assert "hayou_toy Rates [and] widths 12 0.8 a, b 3 of 9 runs 2 holds, 1 fails" in said
+    assert "hayou_lm Rates [and] widths - 0.8 a, b 3 of 9 runs -" in said
+
+
+def test_runs_are_added_up_where_there_are_several_parts() -> None:
+    swept = {"name": "trec6", "kind": "sweep", "arms": ("init_a", "init_b"), "first": 96, "both": 160}
+    toy = {"name": "toy", "kind": "measured", "arms": (), "first": 4, "both": None}
+    said = _words(runs_table([swept, toy]))
+    assert "trec6 sweep init_a, init_b 96 160" in said
+    assert "toy measured - 4 -" in said
+    assert "all 100 164" in said
+    assert "all" not in _words(runs_table([toy]))
+
+
+def test_costs_of_arms_stand_beside_what_the_paper_prints() -> None:
+    arm = {
+        "part": "mnli", "arm": "init_a", "rank": 8, "values": 786_432, "printed": 786_432, "agrees": True, "runs": 30,
+        "steps": 1000, "flops": 1.234e18, "file_bytes": 3_150_000, "peak_bytes": 5_000_000_000,
+    }  # fmt: skip
+    unknown = dict.fromkeys(("values", "printed", "agrees", "flops", "file_bytes", "peak_bytes"))
+    said = _words(arms_table([arm, {**arm, "arm": "full", **unknown}]))
+    assert "mnli init_a 8 786,432 786,432, equal 30 1,000 1.2e+18 3.15 MB 5 GB" in said
+    assert "mnli full 8 - - 30 1,000 - - -" in said
+
+
+def test_a_verdict_stands_beside_claim_numbers_and_test() -> None:
+    row = {
+        "says": "Init[A] is better.", "paper": "1.22 points", "ours": "+0.8 points [0.1, 1.5]", "p": 0.03125,
+        "pairs": 6, "joined": 0, "verdict": "holds",
+    }  # fmt: skip
+    open_ = {**row, "paper": "", "p": None, "pairs": None, "verdict": "undecided"}
+    said = _words(verdict_table([row, open_], title="Claims"))
+    assert "Init[A] is better. │ 1.22 points │ +0.8 points [0.1, 1.5] │ p 0.031, 6 pairs │ holds" in said
+    assert "Init[A] is better. │ - │ +0.8 points [0.1, 1.5] │ - │ undecided" in said
+    joined = {**open_, "pairs": 6, "joined": 3}
+    assert "│ 3 tests │ undecided" in _words(verdict_table([joined], title="Claims"))
+
+
+def test_verdicts_are_whole_words_in_eighty_columns() -> None:
+    row = {
+        "says": "The two starts do not share one optimal learning rate. " * 3, "paper": "ratio 8", "pairs": 10,
+        "ours": "Init[A] 2.3 octaves above Init[B], 95 % interval 1.1 to 3.4. " * 2, "p": 0.002, "verdict": "undecided",
+        "joined": 0,
+    }  # fmt: skip
+    assert "undecided" in _shown(verdict_table([row], title="Claims"), width=80)
+
+
+def test_agreement_shows_both_runs() -> None:
+    kept = {"verdict": "holds", "estimate": 1.2, "interval": [0.4, 2.0]}
+    new = {"verdict": "holds", "estimate": 2.5, "interval": None}
+    rows = [
+        {"key": "better", "kept": kept, "new": new, "agreement": "outside"},
+        {"key": "new_one", "kept": None, "new": {**new, "estimate": None}, "agreement": "not compared"},
+    ]
+    said = _words(agreement_table(rows, title="Against"))
+    assert "better 1.2 0.4 to 2 2.5 holds holds outside" in said
+    assert "new_one - - - - holds not compared" in said
