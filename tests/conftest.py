@@ -14,6 +14,10 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes that tests start share two cores with the other worker: threads that wait for each other there take
+    # several times as long as one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cases import MODELS, move_trained, small_reviews, write_small_encoder
 

@@ -45,7 +45,7 @@ MISTAKES = {
     "one run": (["compare", "one"], "only one is there to be compared"),
     "no such arm": (["compare", "sweep", "--arm", "init_c"], "No arm is called 'init_c'. Did you mean 'init_"),
     "no number": (["compare", "sweep", "--margin", "small"], "margin"),
-    "no margin": (["compare", "sweep", "--margin", "0"], "margin=0 must be above 0"),
+    "no margin": (["compare", "sweep", "--margin", "0"], "margin=0 must be a number above 0"),
     "no option": (["compare", "sweep", "--marging", "1"], "unrecognized arguments: --marging 1"),
 }
 

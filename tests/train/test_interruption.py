@@ -38,7 +38,7 @@ def test_interrupted_runs_resume_to_the_same_bits(
 @pytest.mark.optional  # two runs for each moment: five minutes for sixty of them (ASYMLORA_KILLS=60)
 @pytest.mark.timeout(1800)
 def test_killed_at_many_moments(small_recipe: dict[str, Any], tmp_path: Path) -> None:
-    number = int(os.environ.get("ASYMLORA_KILLS", "10"))
+    number = int(os.environ.get("ASYMLORA_KILLS", "6"))
     report = _report(small_recipe, tmp_path, number=number, how="SIGKILL")
     assert report["problems"] == []
     assert len(report["tried"]) == number
