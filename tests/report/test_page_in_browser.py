@@ -174,7 +174,7 @@ def test_closing_runs_at_an_older_rate_and_points_of_a_search_do_not_mix_with_wh
     said = opened.page.locator("#figure-closing .said").inner_text()
     assert said == "Closing runs at another rate than the arm's are not drawn. Drawn now: runs 37-54."
     edges = [t["hovertext"] for t in opened.traces("metric") if t.get("meta") == "edge"]
-    assert edges == ["init_a: diverged from 3e-2 on", "init_b: diverged from 1e-2 on"]
+    assert edges == ["init_a: unstable from 3e-2 on", "init_b: unstable from 1e-2 on"]
     opened.page.close()
 
 
