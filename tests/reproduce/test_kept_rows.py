@@ -60,7 +60,7 @@ def test_a_kept_row_has_one_time_and_nothing_of_the_process_or_recipe() -> None:
 
 
 def test_a_row_that_diverged_says_why_in_few_words_without_a_place() -> None:
-    said = "Loss is nan at\n/root/x/y.py: " + "word " * 100
+    said = "Loss is nan at\n/home/someone/x/y.py: " + "word " * 100
     whole = row("init_b", lr=0.1, seed=0, status="diverged", error=said, diverged_at=5)
     back = run_of(compact_run(whole))
     assert (back.status, back.diverged_at, back.validation) == ("diverged", 5, None)
@@ -117,7 +117,7 @@ def test_rounding_is_within_its_digits_and_done_once(value: float) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("--out /work/main/runs/x --rate 1/2", "--out .../x --rate 1/2"),
+        ("--out /srv/someone/runs/x --rate 1/2", "--out .../x --rate 1/2"),
         ("--data-root ../shared/data", "--data-root ../shared/data"),
         ("~/data and ~me/data", ".../data and .../data"),
         (r"C:\Users\me\data", ".../data"),
