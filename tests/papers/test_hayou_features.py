@@ -6,7 +6,7 @@ import pytest
 
 from asymlora.papers.feature_claims import DECODER, ENCODER, LARGE, STUDENTS
 from asymlora.papers.hayou_features import ARTEFACT
-from asymlora.papers.hayou_settings import tuning_seeds
+from asymlora.papers.stated_tests import tuning_seeds
 from asymlora.reproduce.artefact import MeasuredPart, SweepPart
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError
 from papers.made_features import EFFICIENT, ONE_SIDED, swept, traces

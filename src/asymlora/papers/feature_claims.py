@@ -13,16 +13,8 @@ from typing import Any
 
 from asymlora.papers.bracketed import AT_AN_END, open_arms, undecided_at_ends
 from asymlora.papers.feature_readings import Reading, of_sweep, of_traces
-from asymlora.papers.hayou_settings import (
-    ANALYSIS,
-    DECIDES,
-    DERIVED,
-    EXPERIMENTS,
-    EXPONENT,
-    SIGN_FLIP,
-    UNTOLD,
-    known_before,
-)
+from asymlora.papers.hayou_settings import ANALYSIS, DERIVED, EXPERIMENTS
+from asymlora.papers.stated_tests import DECIDES, EXPONENT, SIGN_FLIP, UNTOLD, known_before
 from asymlora.papers.student_records import NAMES, slope
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError

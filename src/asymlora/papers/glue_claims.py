@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from asymlora.papers.bracketed import AT_AN_END, open_arms, undecided_at_ends
-from asymlora.papers.hayou_settings import ABSTRACT, EXPERIMENTS, UNTOLD, known_before
+from asymlora.papers.hayou_settings import ABSTRACT, EXPERIMENTS
+from asymlora.papers.stated_tests import UNTOLD, known_before
 from asymlora.papers.text_evidence import (
     CENSORED,
     CHANCES,

@@ -12,18 +12,14 @@ from asymlora.papers.hayou_settings import (
     EXPERIMENTS,
     INIT_ARMS,
     LEARNING_RATES,
-    MINILM_NAME,
     OPTIMIZER,
     SCALING,
-    SMOLLM2,
-    SMOLLM2_NAME,
     START,
     STEPS,
     TARGETS,
-    TREC6,
-    WIKITEXT2_VALID,
 )
 from asymlora.papers.language_sweeps import small_recipe, sweep_part
+from asymlora.papers.models_and_data import MINILM_NAME, SMOLLM2, SMOLLM2_NAME, TREC6, WIKITEXT2_VALID
 from asymlora.papers.paper_recipes import paper_recipe
 from asymlora.papers.student_points import measure_trace, trace_points
 from asymlora.papers.student_records import NAMES

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from asymlora.papers.glue_claims import CLAIMS, NAMES, PAPER_TITLES, RATES_PART, SMALL_TITLES
-from asymlora.papers.hayou_settings import INIT_ARMS, MINILM_NAME, SOURCE
+from asymlora.papers.hayou_settings import INIT_ARMS, SOURCE
+from asymlora.papers.models_and_data import MINILM_NAME
 from asymlora.papers.text_evidence import at_paper_scale, rates_figure
 from asymlora.papers.text_sweeps import (
     GLUE_SETS,

@@ -6,19 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from asymlora.papers import instruction_rows
-from asymlora.papers.hayou_settings import (
-    EXPERIMENTS,
-    LEARNING_RATES,
-    MRPC,
-    OPTIMIZER,
-    RTE,
-    SMOLLM2,
-    SMOLLM2_NAME,
-    SST2,
-    START,
-    TREC6,
-    UNKNOWN,
-)
+from asymlora.papers.hayou_settings import EXPERIMENTS, LEARNING_RATES, OPTIMIZER, START
 from asymlora.papers.language_sweeps import (
     NO_VALUES,
     ON_AVERAGE,
@@ -31,7 +19,9 @@ from asymlora.papers.language_sweeps import (
     smallest_rate,
     sweep_part,
 )
+from asymlora.papers.models_and_data import MRPC, RTE, SMOLLM2, SMOLLM2_NAME, SST2, TREC6
 from asymlora.papers.paper_recipes import paper_recipe
+from asymlora.papers.stated_tests import UNKNOWN
 from asymlora.reproduce.artefact import Artefact, DataSet, Part, Scale, Setting
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence

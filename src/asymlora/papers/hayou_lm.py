@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asymlora.papers.hayou_settings import (
-    EXPERIMENTS,
-    LEARNING_RATES,
-    OPTIMIZER,
-    SMOLLM2,
-    SMOLLM2_NAME,
-    START,
-    UNKNOWN,
-    WIKITEXT2_TEST,
-    WIKITEXT2_VALID,
-)
+from asymlora.papers.hayou_settings import EXPERIMENTS, LEARNING_RATES, OPTIMIZER, START
 from asymlora.papers.language_sweeps import (
     larger_rate,
     linked,
@@ -24,7 +14,9 @@ from asymlora.papers.language_sweeps import (
     smallest_rate,
     sweep_part,
 )
+from asymlora.papers.models_and_data import SMOLLM2, SMOLLM2_NAME, WIKITEXT2_TEST, WIKITEXT2_VALID
 from asymlora.papers.paper_recipes import paper_recipe
+from asymlora.papers.stated_tests import UNKNOWN
 from asymlora.reproduce.artefact import Artefact, DataSet, Part, Scale, Setting
 
 PART = "wikitext2"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asymlora.papers import one_layer_claims, start_claims, student_claims
-from asymlora.papers.hayou_settings import EXPERIMENTS, UNKNOWN
+from asymlora.papers.hayou_settings import EXPERIMENTS
 from asymlora.papers.one_layer_points import (
     FIRST_SEEDS,
     MORE_SEEDS,
@@ -24,6 +24,7 @@ from asymlora.papers.one_layer_points import (
     stable_points,
     start_points,
 )
+from asymlora.papers.stated_tests import UNKNOWN
 from asymlora.papers.student_points import measure_sweep, sweep_points
 from asymlora.papers.student_records import NAMES, StudentRuns
 from asymlora.reproduce.artefact import Artefact, MeasuredPart, Part, Scale, Setting

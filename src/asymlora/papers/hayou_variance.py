@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from asymlora.papers.bracketed import AT_AN_END, open_arms, undecided_at_ends
-from asymlora.papers.hayou_settings import DERIVED, INIT_ARMS, MINILM_NAME, SOURCE, TREC6, UNTOLD, known_before
+from asymlora.papers.hayou_settings import DERIVED, INIT_ARMS, SOURCE
+from asymlora.papers.models_and_data import MINILM_NAME, TREC6
+from asymlora.papers.stated_tests import UNTOLD, known_before
 from asymlora.papers.text_evidence import (
     CENSORED,
     KNOWN_EDGES,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from asymlora.papers.bracketed import AT_AN_END, open_arms, undecided_at_ends
-from asymlora.papers.hayou_settings import ABSTRACT, INIT_ARMS, UNTOLD, closing_seeds, known_before, tuning_seeds
+from asymlora.papers.hayou_settings import ABSTRACT, INIT_ARMS
+from asymlora.papers.stated_tests import UNTOLD, closing_seeds, known_before, tuning_seeds
 from asymlora.reproduce.artefact import FIRST_SEEDS, SweepPart
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, SweepEvidence

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from asymlora.papers.hayou_settings import ABSTRACT, ANALYSIS, DECIDES, DERIVED, SIGN_FLIP, SOURCE, known_before
+from asymlora.papers.hayou_settings import ABSTRACT, ANALYSIS, DERIVED, SOURCE
 from asymlora.papers.one_layer_points import WIDTHS
 from asymlora.papers.start_claims import chosen_records
+from asymlora.papers.stated_tests import DECIDES, SIGN_FLIP, known_before
 from asymlora.papers.student_records import NAMES, mean_and_error, slope
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError

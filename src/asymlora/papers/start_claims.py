@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from asymlora.papers.hayou_settings import ABSTRACT, ANALYSIS, DERIVED, known_before
+from asymlora.papers.hayou_settings import ABSTRACT, ANALYSIS, DERIVED
+from asymlora.papers.stated_tests import known_before
 from asymlora.papers.student_records import NAMES
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError, Record

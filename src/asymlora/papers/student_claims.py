@@ -11,15 +11,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from asymlora.papers.hayou_settings import (
-    ABSTRACT,
-    DECIDES,
-    DERIVED,
-    EXPERIMENTS,
-    EXPONENT,
-    SIGN_FLIP,
-    known_before,
-)
+from asymlora.papers.hayou_settings import ABSTRACT, DERIVED, EXPERIMENTS
+from asymlora.papers.stated_tests import DECIDES, EXPONENT, SIGN_FLIP, known_before
 from asymlora.papers.student_records import NAMES, StudentRuns, slope
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError

@@ -10,26 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asymlora.papers.hayou_settings import (
-    COLA,
-    LEARNING_RATES,
-    MINILM,
-    MINILM_CAVEAT,
-    MINILM_NAME,
-    MRPC,
-    OPTIMIZER,
-    RTE,
-    SCALING,
-    SST2,
-    START,
-    STEPS,
-    TARGETS,
-    TREC6,
-    UNKNOWN,
-    closing_seeds,
-    tuning_seeds,
-)
+from asymlora.papers.hayou_settings import LEARNING_RATES, OPTIMIZER, SCALING, START, STEPS, TARGETS
+from asymlora.papers.models_and_data import COLA, MINILM, MINILM_CAVEAT, MINILM_NAME, MRPC, RTE, SST2, TREC6
 from asymlora.papers.paper_recipes import paper_recipe
+from asymlora.papers.stated_tests import UNKNOWN, closing_seeds, tuning_seeds
 from asymlora.reproduce.artefact import DataSet, Setting
 from asymlora.spec import AdapterSpec
 from asymlora.sweep.axes import Arm
