@@ -91,6 +91,17 @@ def test_the_times_are_what_was_stored() -> None:
     assert f"took {parts['overhead']['ratios']['clock']['measuring'][0]:.2f} of the time of the bare steps" in PAGE
 
 
+def test_the_opening_of_a_large_page_is_what_was_stored() -> None:
+    stored = json.loads((ROOT / "benchmarks" / "results" / "page_opening.json").read_text(encoding="utf-8"))
+    page: dict[str, Any] = stored["rows"][0]
+    painted, opened, attached = (f"{page[what]['median']:.1f} s" for what in ("painted", "opened", "attached"))
+    said = " ".join(PAGE.split())
+    assert f"{page['page']} ({page['bytes'] / 2**20:.1f} MiB, most of it Plotly)" in said
+    assert f"shows its text after {painted} and its first figure after {opened}," in said
+    assert f"makes that {attached})" in said
+    assert page["opened"]["median"] < stored["limit"]
+
+
 def test_every_option_and_word_on_the_page_is_one_of_the_command() -> None:
     known = {option for action in parser(recipe_options(Recipe()))._actions for option in action.option_strings}
     sweeps = PAGE.split("## Reports")[0]

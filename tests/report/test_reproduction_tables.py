@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from asymlora.report.reproduction_tables import agreement_table, arms_table, list_table, runs_table, verdict_table
+from asymlora.report.reproduction_tables import agreement_table, arms_table, list_table, runs_table, verdict_list
 
 
 def _shown(table: Any, *, width: int = 160) -> str:
@@ -49,26 +49,19 @@ def test_costs_of_arms_stand_beside_what_the_paper_prints() -> None:
     assert "mnli full 8 - - 30 1,000 - - -" in said
 
 
-def test_a_verdict_stands_beside_claim_numbers_and_test() -> None:
-    row = {
-        "says": "Init[A] is better.", "paper": "1.22 points", "ours": "+0.8 points [0.1, 1.5]", "p": 0.03125,
-        "pairs": 6, "joined": 0, "verdict": "holds",
-    }  # fmt: skip
-    open_ = {**row, "paper": "", "p": None, "pairs": None, "verdict": "undecided"}
-    said = _words(verdict_table([row, open_], title="Claims"))
-    assert "Init[A] is better. │ 1.22 points │ +0.8 points [0.1, 1.5] │ p 0.031, 6 pairs │ holds" in said
-    assert "Init[A] is better. │ - │ +0.8 points [0.1, 1.5] │ - │ undecided" in said
-    joined = {**open_, "pairs": 6, "joined": 3}
-    assert "│ 3 tests │ undecided" in _words(verdict_table([joined], title="Claims"))
+def test_a_verdict_stands_beside_claim_and_numbers() -> None:
+    row = {"says": "Init[A] is better.", "paper": "1.22 points", "ours": "+0.8 points [0.1, 1.5]", "verdict": "holds"}
+    said = _words(verdict_list([row, {**row, "paper": "", "verdict": "undecided"}], title="Claims"))
+    assert "holds Init[A] is better. paper 1.22 points here +0.8 points [0.1, 1.5]" in said
+    assert "undecided Init[A] is better. here +0.8 points [0.1, 1.5]" in said
 
 
 def test_verdicts_are_whole_words_in_eighty_columns() -> None:
     row = {
-        "says": "The two starts do not share one optimal learning rate. " * 3, "paper": "ratio 8", "pairs": 10,
-        "ours": "Init[A] 2.3 octaves above Init[B], 95 % interval 1.1 to 3.4. " * 2, "p": 0.002, "verdict": "undecided",
-        "joined": 0,
+        "says": "The two starts do not share one optimal learning rate. " * 3, "paper": "ratio 8",
+        "ours": "Init[A] 2.3 octaves above Init[B], 95 % interval 1.1 to 3.4. " * 2, "verdict": "not testable here",
     }  # fmt: skip
-    assert "undecided" in _shown(verdict_table([row], title="Claims"), width=80)
+    assert "not testable here" in _shown(verdict_list([row], title="Claims"), width=80)
 
 
 def test_agreement_shows_both_runs() -> None:

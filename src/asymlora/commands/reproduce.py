@@ -281,14 +281,14 @@ class _Reproduction:
             raise KeyboardInterrupt(f"Go on with: {again}") from None
 
     def _show(self, outcome: Outcome, folder: ArtefactFolder) -> None:
-        from asymlora.report.reproduction_tables import verdict_table
+        from asymlora.report.reproduction_tables import verdict_list
 
         rows = [
             {"says": claim.says, "paper": claim.paper, **outcome.findings[claim.key].to_dict()}
             for claim in self.artefact.claims
         ]
         self.console.print()
-        self.console.print(verdict_table(rows, title=f"{self.artefact.title}, {self.scale_name} scale"))
+        self.console.print(verdict_list(rows, title=f"{self.artefact.title}, {self.scale_name} scale"))
         self.console.print()
         for part, count in outcome.failed.items():
             self._say(f"{count} runs of part {part} have failed; the same command does them again.")

@@ -12,6 +12,12 @@ from asymlora.report.cost_tables import size
 from asymlora.report.tables import plain_table
 
 Record = Mapping[str, Any]
+_VERDICT_STYLES: Mapping[str, str] = {
+    "holds": "bold green",
+    "fails": "bold red",
+    "undecided": "bold yellow",
+    "not testable here": "bold",
+}
 
 
 def list_table(rows: Sequence[Record]) -> Table:
@@ -135,37 +141,28 @@ def printed_text(printed: int | None, agrees: bool | None) -> str:
     return f"{printed:,}" if agrees is None else f"{printed:,}, {'equal' if agrees else 'differs'}"
 
 
-def verdict_table(rows: Sequence[Record], *, title: str) -> Table:
-    """Return what was found of each claim.
+def verdict_list(rows: Sequence[Record], *, title: str) -> Table:
+    """Return what was found of each claim: verdict, claim, and below it the paper's number and ours.
+
+    The sentences are long: beside each other they would be columns of single words.
 
     Args:
-        rows: ``says``, ``paper``, ``ours``, ``p``, ``pairs``, ``joined`` (as of a `Finding`) and ``verdict``.
+        rows: ``says``, ``paper``, ``ours`` and ``verdict``.
         title: Line above.
 
     Returns:
         Something that rich prints.
     """
-    table = Table(title=title, title_justify="left", show_lines=True)
-    for head, ratio in (("claim", 4), ("paper", 2), ("ours", 4)):
-        table.add_column(head, ratio=ratio, overflow="fold")
-    table.add_column("test")
-    table.add_column("verdict", style="bold")
+    table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 1, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
     for row in rows:
-        test = f"{row['joined']} tests" if row["joined"] > 1 else p_text(row["p"], row["pairs"])
-        table.add_row(Text(row["says"]), Text(row["paper"] or "-"), Text(row["ours"]), test, row["verdict"])
+        said = Text.assemble((row["says"], "bold"))
+        for name, text in (("paper", row["paper"]), ("here", row["ours"])):
+            if text:
+                said.append_text(Text.assemble("\n", (f"{name} ", "dim"), text))
+        table.add_row(Text(row["verdict"], style=_VERDICT_STYLES[row["verdict"]]), said)
     return table
-
-
-def p_text(p: float | None, pairs: int | None) -> str:
-    """Return the p of a test and the pairs that went into it.
-
-    Example:
-        >>> p_text(0.03125, 6), p_text(None, 3), p_text(0.0004, None), p_text(None, None)
-        ('p 0.031, 6 pairs', '3 pairs', 'p < 0.001', '-')
-    """
-    parts = [] if p is None else ["p < 0.001" if p < 0.001 else f"p {p:.2g}"]
-    parts += [] if pairs is None else [f"{pairs} {'pair' if pairs == 1 else 'pairs'}"]
-    return ", ".join(parts) or "-"
 
 
 def agreement_table(rows: Sequence[Record], *, title: str) -> Table:

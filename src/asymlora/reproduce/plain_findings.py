@@ -43,11 +43,10 @@ def slope_finding(
         verdict = "holds"
     elif high < first or low > last:
         verdict = "fails"
-    by = "two standard errors" if degrees is None else f"Student's 95 % interval of {degrees} degrees of freedom"
-    around = "" if error is None else f" ({low:.3f} to {high:.3f} by {by})"
+    around = "" if error is None else f" (95 %: {low:.3f} to {high:.3f})"
     return Finding(
         verdict=verdict,
-        ours=f"{what}: slope {slope:.3f}{around}, where {expected:g} within {tolerance:g} is claimed.",
+        ours=f"{what}: slope {slope:.3f}{around}, claimed {expected:g} ± {tolerance:g}.",
         estimate=slope,
         interval=None if error is None else (low, high),
     )
