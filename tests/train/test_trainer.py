@@ -271,3 +271,44 @@ def test_a_skipped_scoring_draws_what_a_scoring_draws(tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], torch.get_rng_state())
+
+
+class _Lengths(list[dict[str, Tensor]]):
+    # Rows that hold their own length; scored by it.
+    lengths = (2, 5, 5, 1, 4, 5)
+
+    def __init__(self) -> None:
+        super().__init__({"tokens": torch.arange(length)} for length in self.lengths)
+
+
+class _LengthScoring:
+    metric, greater_is_better = "mean", True
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def keep(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        self.batches.append(batch["lengths"].tolist())
+        return batch["lengths"][:, None].float()
+
+    def evidence(self, kept: Any, items: Any) -> Any:
+        return kept
+
+    def score(self, evidence: Any) -> dict[str, float]:
+        return {"mean": float(evidence.mean())}
+
+
+def test_rows_are_scored_the_longest_first_and_told_in_their_own_order(tmp_path: Path) -> None:
+    scoring = _LengthScoring()
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, per_device_eval_batch_size=4, remove_unused_columns=False
+    )
+    trainer = AdapterTrainer(
+        _model(),
+        arguments,
+        scoring=scoring,  # pyright: ignore[reportArgumentType]
+        data_collator=lambda rows: {"lengths": torch.tensor([len(row["tokens"]) for row in rows])},
+    )
+    rows: Any = _Lengths()
+    assert trainer.evidence_of(rows)[:, 0].tolist() == list(rows.lengths)
+    assert scoring.batches == [[5, 5, 5, 4], [2, 1]]

@@ -24,6 +24,7 @@ from asymlora.tasks.causal_models import (
     unwrapped,
 )
 from asymlora.tasks.data_files import read_file
+from asymlora.tasks.task import longest_first
 from asymlora.tasks.token_loss import TokenScoring
 
 BATCH = 8
@@ -348,8 +349,7 @@ def _fitting(
 
 def _summed_losses(model: nn.Module, rows: TokenRows, collator: TokenCollator) -> list[float]:
     device, scoring = unwrapped(model).device, TokenScoring("loss")
-    lengths = rows.lengths
-    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
+    order = longest_first(rows)
     sums = [0.0] * len(rows)
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]

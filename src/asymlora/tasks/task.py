@@ -33,6 +33,18 @@ class Items(Protocol):
         ...
 
 
+def longest_first(items: Items) -> list[int]:
+    """Return the order in which rows are run through a model, for batches that hold little padding.
+
+    The longest come first, so that what does not fit in memory fails at once; rows of one length stay in their order.
+
+    Args:
+        items: The rows.
+    """
+    lengths = items.lengths
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+
 class Scoring(Protocol):
     """How a task measures a model. All of it works batch by batch, so it also runs on several processes."""
 

@@ -22,7 +22,7 @@ from asymlora.atomic import STAGING_PREFIX, publish_folder, remove_folder
 from asymlora.errors import AsymloraError, AttachError, DivergedError
 from asymlora.optim import param_groups
 from asymlora.site_view import find_attached, sites
-from asymlora.tasks.task import Items, Scoring
+from asymlora.tasks.task import Items, Scoring, longest_first
 from asymlora.train.batching import LengthGroupedSampler
 from asymlora.train.methods import METHODS, Method
 
@@ -120,6 +120,9 @@ class AdapterTrainer(Trainer):
         told = getattr(self.train_dataset, "set_epoch", None)
         return LengthGroupedSampler(self.lengths, batch_size=together, seed=seed, told=told)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return super()._get_eval_sampler(eval_dataset) if self.scoring is None else longest_first(eval_dataset)
+
     def evaluation_loop(self, dataloader: Any, *args: Any, **options: Any) -> Any:
         """Score a set of rows; `evidence` holds what the metrics saw of each."""
         self._scored = dataloader.dataset
@@ -156,7 +159,9 @@ class AdapterTrainer(Trainer):
 
     def _metrics(self, scored: Any) -> dict[str, float]:
         assert self.scoring is not None
-        self.evidence = self.scoring.evidence(scored.predictions, self._scored)
+        kept = np.empty_like(scored.predictions)
+        kept[longest_first(self._scored)] = scored.predictions
+        self.evidence = self.scoring.evidence(kept, self._scored)
         return self.scoring.score(self.evidence)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
