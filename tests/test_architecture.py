@@ -112,8 +112,8 @@ def test_words_of_the_library_load_no_torch(name: str) -> None:
 
 
 def test_no_file_is_a_drawer() -> None:
-    drawers = ("util", "common", "helper", "misc", "core")
-    assert not [f.name for f in SOURCE.rglob("*.py") if any(word in f.stem for word in drawers)]
+    drawers = {"util", "utils", "common", "helper", "helpers", "misc", "core"}
+    assert not [f.name for f in SOURCE.rglob("*.py") if drawers & set(f.stem.split("_"))]
 
 
 def test_public_names_exist_and_modules_do_not_hide_them() -> None:

@@ -293,8 +293,9 @@ def _axis(drawn: Sequence[float], span: _Span) -> dict[str, Any]:
         return axis
     axis |= {"type": "log", "exponentformat": "power"}
     if drawn and all(value >= 1 and math.log2(value).is_integer() for value in drawn):
-        # Widths are powers of two, and a reader looks for them.
-        return axis | _ticks(sorted(set(drawn)))
+        # Widths are powers of two, and a reader looks for them; every second one where all would stand on edge.
+        widths = sorted(set(drawn), reverse=True)
+        return axis | _ticks(sorted(widths[:: 2 if len(widths) > 5 else 1]))
     if span.high / span.low > 300:
         return axis | {"dtick": 1}
     between = [digit * 10.0**decade for decade in range(-30, 30) for digit in (1, 2, 5)]
