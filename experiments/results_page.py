@@ -12,6 +12,7 @@ from pathlib import Path
 
 from asymlora.errors import AsymloraError, DataError
 from asymlora.papers import catalogue
+from asymlora.reproduce.by_paper import Paper
 from asymlora.reproduce.kept_results import KEPT, judge_again
 from asymlora.reproduce.results_page import drawn_from, read_entries, render, save_figure
 
@@ -19,6 +20,13 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 PAGE = ROOT / "docs" / "results.md"
 FIGURES = ROOT / "docs" / "figures"
+PAPERS = (
+    Paper(
+        arxiv="2406.08447", name="Hayou, Ghosh and Yu 2024",
+        title="The Impact of Initialization on LoRA Finetuning Dynamics",
+    ),
+    Paper(arxiv="2402.16842", name="Zhu et al. 2024", title="Asymmetry in Low-Rank Adapters of Foundation Models"),
+)  # fmt: skip
 
 
 def page(results: Path = RESULTS) -> str | None:
@@ -29,7 +37,8 @@ def page(results: Path = RESULTS) -> str | None:
     """
     kept = _kept_names(results)
     entries = read_entries(map(catalogue.find, kept), results)
-    return render(entries, not_run=[name for name in catalogue.NAMES if name not in kept]) if entries else None
+    not_run = [name for name in catalogue.NAMES if name not in kept]
+    return render(entries, papers=PAPERS, not_run=not_run) if entries else None
 
 
 def _kept_names(results: Path) -> list[str]:

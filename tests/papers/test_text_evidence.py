@@ -14,10 +14,13 @@ from asymlora.papers.hayou_settings import INIT_ARMS
 from asymlora.papers.text_evidence import (
     CHANCES,
     TREC6_CHANCE,
+    by_set,
+    counted_sets,
     has_learnt_its_set,
     label_entropy,
     main_stable,
     main_sweep,
+    mean_over,
     rates_figure,
     stable_edges,
     tuning_rows,
@@ -112,6 +115,32 @@ def test_one_tuning_run_that_learnt_nothing_is_enough() -> None:
     lost = {"step": [10, 60], "loss": [LOST, LOST]}
     rows = [replace(run, losses=lost) if (run.arm, run.seed) == ("init_a", 203) else run for run in sweep.rows]
     assert not has_learnt_its_set(replace(sweep, rows=rows), "init_a", TREC6_CHANCE)
+
+
+def test_a_set_counts_where_one_arm_has_learnt_it_or_it_has_numbers() -> None:
+    lost = Behaviour(lost_from=1e-3)
+    sweeps = {
+        "trec6": _evidence(lost, Behaviour()).sweep("trec6"),
+        "sst2": _evidence(lost, lost).sweep("trec6"),
+        "stsb": _evidence(lost, lost).sweep("trec6"),
+    }
+    assert counted_sets(sweeps, ("init_a", "init_b")) == ["trec6", "stsb"]
+    assert counted_sets(sweeps, ("init_a",)) == ["stsb"]
+
+
+def test_a_mean_over_sets_has_the_seeds_of_all_of_them_and_knows_the_others() -> None:
+    sweep = _evidence(Behaviour(top=0.8), Behaviour()).sweep("trec6")
+    fewer = replace(sweep, rows=[run for run in sweep.rows if (run.phase, run.seed) != ("closing", 2)])
+    mean = mean_over({"trec6": sweep, "sst2": fewer}, "init_a")
+    assert mean == {seed: pytest.approx(0.8 + 0.01 * (seed % 3)) for seed in (0, 1, 3, 4, 5)}
+    assert mean.planned == (0, 1, 2, 3, 4, 5)
+
+
+def test_differences_are_told_set_by_set_and_sets_without_closing_runs_are_named() -> None:
+    sweep = _evidence(Behaviour(top=0.8), Behaviour()).sweep("trec6")
+    tuned = replace(sweep, rows=[run for run in sweep.rows if run.phase == "tuning"])
+    said = by_set({"a": sweep, "b": tuned}, {"a": "One", "b": "Two"}, first="init_a", second="init_b")
+    assert said == "By set: One -10.00 points (-10.00 points to -10.00 points); Two not known."
 
 
 def test_tuning_rows_are_those_of_one_arm_and_rate() -> None:

@@ -35,9 +35,7 @@ def test_with_an_error_the_whole_interval_is_judged(slope: float, error: float, 
 
 
 def test_the_sentence_of_a_slope_says_what_was_claimed() -> None:
-    assert _slope(-0.493, 0.01).ours == (
-        "Rate with width: slope -0.493 (95 %: -0.513 to -0.473), claimed -0.5 ± 0.1."
-    )
+    assert _slope(-0.493, 0.01).ours == ("Rate with width: slope -0.493 (95 %: -0.513 to -0.473), claimed -0.5 ± 0.1.")
 
 
 def test_with_few_degrees_of_freedom_the_interval_is_students() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from asymlora.errors import DataError, SpecError
+from asymlora.reproduce.by_paper import Paper
 from asymlora.reproduce.claim import Finding
 from asymlora.reproduce.evidence import Evidence
 from asymlora.reproduce.kept_results import keep
@@ -42,9 +44,9 @@ def test_the_page_begins_with_counts_and_every_claim(results: Path) -> None:
     assert "not finished" not in page
     table = _rows(page, "## All claims")
     assert table[:3] == [
-        ["claims from", "holds", "fails", "undecided", "not testable here"],
-        ["the paper's abstract", "1", "0", "0", "0"],
-        ["elsewhere in the paper", "1", "0", "1", "1"],
+        ["paper", "claims from", "holds", "fails", "undecided", "not testable here"],
+        ["Beyond the papers", "the paper's abstract", "1", "0", "0", "0"],
+        ["Beyond the papers", "elsewhere in the paper", "1", "0", "1", "1"],
     ]
     assert table[3] == ["artefact", "claim", "paper", "ours", "test", "verdict"]
     assert [row[-1] for row in table[4:]] == ["**holds**", "**holds**", "**undecided**", "**not testable here**"]
@@ -55,8 +57,28 @@ def test_the_page_begins_with_counts_and_every_claim(results: Path) -> None:
 
 
 def test_what_the_abstract_says_stands_by_itself(results: Path) -> None:
-    rows = _rows(render(read_entries([ARTEFACT], results)), "## What the abstract says")
+    page = render(read_entries([ARTEFACT], results)).split("\n### made_up")[0]
+    rows = _rows(page, "What the abstract says")
     assert [row[:2] for row in rows[1:]] == [["Init[A] is better.", "**holds**"]]
+
+
+def test_the_table_of_all_claims_comes_first_and_each_paper_has_its_section(results: Path) -> None:
+    (entry,) = read_entries([ARTEFACT], results)
+    first, second = (
+        replace(entry, artefact=replace(ARTEFACT, name=name, source=f"Somebody, arXiv:{number}, section 4"))
+        for name, number in (("one", "2406.08447"), ("two", "2402.16842"))
+    )
+    paper = Paper(arxiv="2402.16842", name="Zhu et al. 2024", title="Asymmetry")
+    page = render([first, entry, second], papers=[paper])
+    headings = [line for line in page.splitlines() if re.match(r"##? |### (one|two|made_up)$", line)]
+    assert headings == [
+        "# The papers' claims, judged", "## All claims", "## What the papers got right", "## How they were judged",
+        "## arXiv:2406.08447", "### one", "## Zhu et al. 2024: Asymmetry", "### two", "## Beyond the papers",
+        "### made_up",
+    ]  # fmt: skip
+    right = page.split("## What the papers got right")[1].split("\n## ")[0]
+    assert "**Zhu et al. 2024.** Of its 4 claims here 3 could be tested" in right
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) == {"one", "two", "made_up"}
 
 
 def test_the_same_results_give_the_same_text(results: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,19 +10,21 @@ from asymlora.papers.hayou_settings import ABSTRACT, EXPERIMENTS
 from asymlora.papers.stated_tests import UNTOLD, known_before
 from asymlora.papers.text_evidence import (
     CENSORED,
-    CHANCES,
     KNOWN_EDGES,
     MAIN_SET,
     STABLE_WORDS,
     TWO_LOOKS,
     at_paper_scale,
-    has_learnt_its_set,
+    by_set,
+    counted_sets,
+    difference_text,
     main_sweep,
+    mean_over,
     stable_edges,
     tuning_rows,
 )
 from asymlora.papers.text_sweeps import GLUE_SETS, SMALL_SETS
-from asymlora.reproduce.by_seed import BySeed, asked_for
+from asymlora.reproduce.by_seed import BySeed
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError, SweepEvidence
 from asymlora.reproduce.paired_tests import NATS, OCTAVES, POINTS, described, not_testable, paired_finding
@@ -93,11 +94,11 @@ def _bounds_said(open_seeds: set[int]) -> str:
 def _better_on_average(evidence: Evidence) -> Finding:
     titles = _titles(evidence)
     sweeps = {name: evidence.sweep(name) for name in titles}
-    counted = [name for name, sweep in sweeps.items() if _is_learnt(name, sweep)]
+    counted = counted_sets(sweeps, tuple(NAMES))
     beside = f"Over all {len(titles)} sets: {_mean_said(sweeps)}. {_by_set(sweeps, titles)}"
     if not counted:
         return described(f"On no set have all tuning runs of an arm learnt anything. {beside}")
-    first, second = (_mean_over({name: sweeps[name] for name in counted}, arm) for arm in NAMES)
+    first, second = (mean_over({name: sweeps[name] for name in counted}, arm) for arm in NAMES)
     found = paired_finding(
         first, second, claimed="greater", show=POINTS,
         what=f"Mean over {_listed(counted, titles)} of Init[A] less Init[B], each at its own best rate",
@@ -106,10 +107,6 @@ def _better_on_average(evidence: Evidence) -> Finding:
     said = f"Not counted, as nothing was learnt there: {_listed(passed_over, titles)}." if passed_over else ""
     ends = [end for name in counted for end in open_arms(sweeps[name], NAMES, where=f" on {titles[name]}")]
     return undecided_at_ends(_with(found, said, beside), ends)
-
-
-def _is_learnt(name: str, sweep: SweepEvidence) -> bool:
-    return any(has_learnt_its_set(sweep, arm, CHANCES[name]) for arm in NAMES)
 
 
 def _larger_stable_rate(evidence: Evidence) -> Finding:
@@ -202,35 +199,16 @@ def _difference(sweep: SweepEvidence, title: str) -> Finding:
     )  # fmt: skip
 
 
-def _numbers(found: Finding) -> str:
-    assert found.estimate is not None  # a paired finding has one
-    ends = "" if found.interval is None else " ({} to {})".format(*map(POINTS.text, found.interval))
-    return f"{POINTS.text(found.estimate)}{ends}"
-
-
 def _by_set(sweeps: Mapping[str, SweepEvidence], titles: Mapping[str, str]) -> str:
-    said: list[str] = []
-    for name, sweep in sweeps.items():
-        try:
-            said.append(f"{titles[name]} {_numbers(_difference(sweep, titles[name]))}")
-        except MissingEvidenceError:
-            said.append(f"{titles[name]} not known")
-    return "By set: " + "; ".join(said) + "."
+    return by_set(sweeps, titles, first="init_a", second="init_b")
 
 
 def _mean_said(sweeps: Mapping[str, SweepEvidence]) -> str:
     try:
-        first, second = (_mean_over(sweeps, arm) for arm in NAMES)
-        return _numbers(paired_finding(first, second, claimed="greater", show=POINTS, what="all sets"))
+        first, second = (mean_over(sweeps, arm) for arm in NAMES)
+        return difference_text(paired_finding(first, second, claimed="greater", show=POINTS, what="all sets"))
     except MissingEvidenceError:
         return "not known"
-
-
-def _mean_over(sweeps: Mapping[str, SweepEvidence], arm: str) -> BySeed:
-    sets = [closing_values(sweep, arm) for sweep in sweeps.values()]
-    seeds = set[int].intersection(*map(set, sets))
-    means = {seed: statistics.fmean(values[seed] for values in sets) for seed in sorted(seeds)}
-    return BySeed(means, planned=asked_for(*sets))
 
 
 # The claims ----------------------------------------------------------------------------------------------------------

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from asymlora.reproduce.artefact import FIRST_SEEDS, MOST_SEEDS
-from asymlora.reproduce.by_seed import BySeed
+from asymlora.reproduce.by_seed import BySeed, asked_for
+from asymlora.reproduce.claim import Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError, SweepEvidence
+from asymlora.reproduce.paired_tests import POINTS, Unit, paired_finding
 from asymlora.reproduce.rates_by_seed import (
     Stable,
     censored_seeds,
+    closing_values,
     comparable_rates,
     known_rates,
     largest_stable_rates,
@@ -25,6 +28,8 @@ from asymlora.reproduce.rates_by_seed import (
 from asymlora.reproduce.run_measures import LEARNT, has_learnt
 from asymlora.sweep.run_record import RunRow
 
+FigureBySeed = Callable[[SweepEvidence, str], BySeed]
+"""From a sweep and the name of an arm to a figure of its closing runs."""
 TWO_LOOKS = (
     f"exact two-sided sign-flip test at a level of 0.03125 with {FIRST_SEEDS} seeds and, where these leave it"
     f" undecided, of 0.01875 with {MOST_SEEDS}"
@@ -198,6 +203,79 @@ def has_learnt_its_set(sweep: SweepEvidence, arm: str, chance: float) -> bool:
         return False
     rows = tuning_rows(sweep, arm, rate)
     return set(sweep.plan["tuning_seeds"]) <= set(rows) and all(has_learnt(row, chance) for row in rows.values())
+
+
+def counted_sets(sweeps: Mapping[str, SweepEvidence], arms: Sequence[str]) -> list[str]:
+    """Return the sets on which the tuning runs of at least one arm have all learnt; others tell nothing of arms.
+
+    Args:
+        sweeps: By set; one without an entropy of labels (`CHANCES`), as it has numbers, counts.
+        arms: Names of the arms.
+    """
+    return [
+        name
+        for name, sweep in sweeps.items()
+        if name not in CHANCES or any(has_learnt_its_set(sweep, arm, CHANCES[name]) for arm in arms)
+    ]
+
+
+def mean_over(sweeps: Mapping[str, SweepEvidence], arm: str, *, value: FigureBySeed = closing_values) -> BySeed:
+    """Return the mean over sets of an arm's figure, at the seeds that every set has.
+
+    Args:
+        sweeps: By set, at least one.
+        arm: Name of the arm.
+        value: From a sweep and the arm's name to the figure by seed; by default the metric on test.
+
+    Raises:
+        MissingEvidenceError: A set has no such figure.
+    """
+    sets = [value(sweep, arm) for sweep in sweeps.values()]
+    seeds = set[int].intersection(*map(set, sets))
+    means = {seed: statistics.fmean(values[seed] for values in sets) for seed in sorted(seeds)}
+    return BySeed(means, planned=asked_for(*sets))
+
+
+def difference_text(found: Finding, show: Unit = POINTS) -> str:
+    """Return the difference of a paired finding, and its interval where it has one.
+
+    Args:
+        found: As `paired_finding` gives it.
+        show: Its unit.
+    """
+    assert found.estimate is not None  # a paired finding has one
+    ends = "" if found.interval is None else " ({} to {})".format(*map(show.text, found.interval))
+    return f"{show.text(found.estimate)}{ends}"
+
+
+def by_set(
+    sweeps: Mapping[str, SweepEvidence],
+    titles: Mapping[str, str],
+    *,
+    first: str,
+    second: str,
+    value: FigureBySeed = closing_values,
+    show: Unit = POINTS,
+) -> str:
+    """Return the difference of two arms' closing figures on each set, as a sentence.
+
+    Args:
+        sweeps: By set.
+        titles: By set, as sentences have them.
+        first: Name of an arm.
+        second: Of the arm whose figures are taken off.
+        value: As for `mean_over`.
+        show: Unit of the figures.
+    """
+    said: list[str] = []
+    for name, sweep in sweeps.items():
+        try:
+            sides = [value(sweep, arm) for arm in (first, second)]
+            found = paired_finding(*sides, claimed="greater", show=show, what=titles[name])
+            said.append(f"{titles[name]} {difference_text(found, show)}")
+        except MissingEvidenceError:
+            said.append(f"{titles[name]} not known")
+    return "By set: " + "; ".join(said) + "."
 
 
 def rates_figure(

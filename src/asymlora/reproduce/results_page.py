@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from asymlora.atomic import write_file
 from asymlora.errors import DataError, SpecError
 from asymlora.reproduce.artefact import Artefact
+from asymlora.reproduce.by_paper import Group, Paper, by_paper, got_right, link, verdicts_said
 from asymlora.reproduce.claim import VERDICTS, Claim, Finding
 from asymlora.reproduce.evidence import MissingEvidenceError
 from asymlora.reproduce.kept_results import KEPT, read_kept
@@ -21,7 +22,7 @@ from asymlora.reproduce.results_sections import (
     KINDS,
     Entry,
     core_seconds,
-    first_sentence,
+    ours,
     p_text,
     plain,
     section,
@@ -55,19 +56,24 @@ def read_entries(artefacts: Iterable[Artefact], results: Path) -> list[Entry]:
     ]
 
 
-def render(entries: Sequence[Entry], *, not_run: Sequence[str] = ()) -> str:
+def render(entries: Sequence[Entry], *, papers: Sequence[Paper] = (), not_run: Sequence[str] = ()) -> str:
     """Return the page.
 
     Args:
         entries: What is known of each artefact.
+        papers: What the papers are called that artefacts are of.
         not_run: Names of artefacts that have no kept results.
 
     Returns:
         Markdown, the same for the same results.
     """
-    lines = ["# The papers' claims, judged", "", *_opening(entries, not_run), *_abstract(entries), *_all(entries)]
-    for entry in entries:
-        lines += section(entry)
+    groups = by_paper(entries, papers)
+    lines = ["# The papers' claims, judged", "", *_opening(entries, not_run), *_all(entries, groups)]
+    lines += [*_got_right(groups), *_how_judged()]
+    for group in groups:
+        lines += [f"## {plain(group.heading)}", "", *_abstract(group)]
+        for entry in group.entries:
+            lines += section(entry)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -130,13 +136,24 @@ def _opening(entries: Sequence[Entry], not_run: Sequence[str]) -> list[str]:
     counts = Counter(found.verdict for entry in entries for _, found in entry.claims)
     minutes = sum(core_seconds(entry.kept) for entry in entries) / 120
     claims = f"{_counted(sum(counts.values()), 'claim')} of {_counted(len(entries), 'artefact')}"
-    verdicts = f"{_counted(counts['holds'], 'holds', 'hold')}, {_counted(counts['fails'], 'fails', 'fail')},"
-    told = f"{verdicts} {counts['undecided']} undecided, {counts['not testable here']} not testable here"
     lines = [
-        f"{claims}, {_counted(round(minutes), 'minute')} of two cores: {told}. The models are"
+        f"{claims}, {_counted(round(minutes), 'minute')} of two cores: {verdicts_said(counts)},"
+        f" {counts['not testable here']} not testable here. The models are"
         " small and embedded, not the papers': a claim is a relation between arms, and no number here is to be held"
         " against a number of the paper as such.",
         "",
+    ]
+    if unfinished := [f"`{entry.artefact.name}`" for entry in entries if not entry.kept.finished]:
+        lines += [f"Begun and not finished, so that verdicts may change: {', '.join(unfinished)}.", ""]
+    if not_run:
+        names = ", ".join(f"`{name}`" for name in not_run)
+        lines += [f"Not run yet: {names}.", ""]
+    return lines
+
+
+def _how_judged() -> list[str]:
+    return [
+        "## How they were judged", "",
         "Arms are paired by seed; learning rates are tuned for each arm, on validation, on seeds of their own. Two"
         " looks, at six and at ten pairs, use an exact two-sided sign-flip test of a difference, or two one-sided ones"
         " that there is none beyond a margin, at levels 0.031 and 0.019, together 0.05. What the first look decided"
@@ -149,68 +166,60 @@ def _opening(entries: Sequence[Entry], not_run: Sequence[str]) -> list[str]:
         f"The page is written by `{COMMAND}` from the records in `experiments/results`; `asymlora reproduce NAME` makes"
         " new ones.",
         "",
-    ]
-    if unfinished := [f"`{entry.artefact.name}`" for entry in entries if not entry.kept.finished]:
-        lines += [f"Begun and not finished, so that verdicts may change: {', '.join(unfinished)}.", ""]
-    if not_run:
-        names = ", ".join(f"`{name}`" for name in not_run)
-        lines += [f"Not run yet: {names}.", ""]
-    return lines
-
-
-def _counted(count: int, one: str, several: str | None = None) -> str:
-    # "1 claim", "2 claims"; of a verb "1 holds", "2 hold".
-    return f"{count} {one if count == 1 else several or f'{one}s'}"
-
-
-def _abstract(entries: Sequence[Entry]) -> list[str]:
-    rows = [
-        (
-            plain(claim.says), verdict_text(found), plain(_ours(found)), _explained(entry, claim),
-            _link(entry),
-        )
-        for entry, claim, found in _claims(entries)
-        if claim.kind == "abstract"
     ]  # fmt: skip
+
+
+def _counted(count: int, one: str) -> str:
+    # "1 claim", "2 claims".
+    return f"{count} {one}{'' if count == 1 else 's'}"
+
+
+def _got_right(groups: Sequence[Group]) -> list[str]:
+    told = [(group, said) for group in groups if (said := got_right(group))]
+    if not told:
+        return []
+    paragraphs = [line for group, said in told for line in (f"**{plain(group.name)}.** {said}", "")]
+    return ["## What the papers got right", "", *paragraphs]
+
+
+def _abstract(group: Group) -> list[str]:
+    rows = [
+        (plain(claim.says), verdict_text(found), plain(ours(found)), _explained(entry, claim), link(entry))
+        for entry, claim, found in group.claims
+        if claim.kind == "abstract"
+    ]
     if not rows:
         return []
     heads = ("the abstract says", "verdict", "ours", "explanation", "artefact")
-    return ["## What the abstract says, and what came of it", "", *table(heads, rows)]
+    return ["What the abstract says, and what came of it:", "", *table(heads, rows)]
 
 
-def _all(entries: Sequence[Entry]) -> list[str]:
+def _all(entries: Sequence[Entry], groups: Sequence[Group]) -> list[str]:
     rows = [
         (
-            _link(entry), plain(claim.says), plain(claim.paper) or "-", plain(_ours(found)),
+            link(entry), plain(claim.says), plain(claim.paper) or "-", plain(ours(found)),
             _test(found), verdict_text(found),
         )
-        for entry, claim, found in _claims(entries)
+        for entry in entries
+        for claim, found in entry.claims
     ]  # fmt: skip
     heads = ("artefact", "claim", "paper", "ours", "test", "verdict")
-    return ["## All claims", "", *_counts(entries), *table(heads, rows)]
+    return ["## All claims", "", *_counts(groups), *table(heads, rows)]
 
 
-def _counts(entries: Sequence[Entry]) -> list[str]:
-    found = Counter((claim.kind, finding.verdict) for _, claim, finding in _claims(entries))
-    kinds = [kind for kind in KINDS if any(found[kind, verdict] for verdict in VERDICTS)]
-    rows = [(KINDS[kind], *(str(found[kind, verdict]) for verdict in VERDICTS)) for kind in kinds]
-    return table(("claims from", *VERDICTS), rows)
-
-
-def _claims(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Claim, Finding]]:
-    for entry in entries:
-        for claim, found in entry.claims:
-            yield entry, claim, found
+def _counts(groups: Sequence[Group]) -> list[str]:
+    rows: list[tuple[str, ...]] = []
+    for group in groups:
+        found = Counter((claim.kind, finding.verdict) for _, claim, finding in group.claims)
+        for kind in (kind for kind in KINDS if any(found[kind, verdict] for verdict in VERDICTS)):
+            counts = (str(found[kind, verdict]) for verdict in VERDICTS)
+            rows.append((plain(group.name), KINDS[kind], *counts))
+    return table(("paper", "claims from", *VERDICTS), rows)
 
 
 def _explained(entry: Entry, claim: Claim) -> str:
     remark = entry.remarks.get(claim.key)
     return "-" if remark is None else plain(remark.explanation)
-
-
-def _ours(found: Finding) -> str:
-    # The first of several parts would stand beside the verdict on all of them.
-    return found.ours if found.joined > 1 else first_sentence(found.ours)
 
 
 def _test(found: Finding) -> str:
@@ -222,7 +231,3 @@ def _test(found: Finding) -> str:
     if found.joined > 1:
         return f"{found.joined} tests, below"
     return f"{found.pairs} pairs, no test" if found.pairs else "as stated below"
-
-
-def _link(entry: Entry) -> str:
-    return f"[{entry.artefact.name}](#{entry.artefact.name})"

@@ -63,9 +63,9 @@ def section(entry: Entry) -> list[str]:
     """
     artefact, scale = entry.artefact, entry.scale
     return [
-        f"## {artefact.name}", "", f"**{plain(artefact.title)}** ({plain(artefact.source)}).", "",
+        f"### {artefact.name}", "", f"**{plain(artefact.title)}** ({plain(artefact.source)}).", "",
         plain(artefact.shows), "", *_run(entry), f"![{plain(artefact.title)}](figures/{entry.figure})", "",
-        "### Claims", "", *_numbers(entry), *(line for pair in entry.claims for line in _claim(entry, *pair)),
+        "#### Claims", "", *_numbers(entry), *(line for pair in entry.claims for line in _claim(entry, *pair)),
         *_settings(scale), *_data(scale), *_listed("Cut to fit, first what went first:", scale.cut), *_again(entry),
     ]  # fmt: skip
 
@@ -125,6 +125,16 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.])\s+(?=[A-Z])", " ".join(text.split()), maxsplit=1)[0]
 
 
+def ours(finding: Finding) -> str:
+    """Return our numbers as they stand in a table: the first sentence of one finding, all of several joined ones.
+
+    Args:
+        finding: The finding.
+    """
+    # The first of several parts would stand beside the verdict on all of them.
+    return finding.ours if finding.joined > 1 else first_sentence(finding.ours)
+
+
 def _run(entry: Entry) -> list[str]:
     kept, scale = entry.kept, entry.scale
     lines = [
@@ -137,7 +147,7 @@ def _run(entry: Entry) -> list[str]:
     if kept.second_look:
         names = ", ".join(f"`{name}`" for name in kept.second_look)
         lines.append(f"- Undecided after six paired seeds, so gone on with to ten: {names}.")
-    return ["### What was run", "", *lines, "", "```", *kept.commands, "```", ""]
+    return ["#### What was run", "", *lines, "", "```", *kept.commands, "```", ""]
 
 
 def _amount(kept: Kept) -> str:
@@ -231,7 +241,7 @@ def _stated_test(entry: Entry, claim: Claim) -> list[str]:
 def _settings(scale: Scale) -> list[str]:
     rows = [(plain(s.what), plain(s.paper), plain(s.ours), plain(s.why)) for s in scale.settings]
     heads = ("setting", "paper", "ours", "why")
-    return ["### Settings that differ or are unknown", "", *table(heads, rows)] if rows else []
+    return ["#### Settings that differ or are unknown", "", *table(heads, rows)] if rows else []
 
 
 def _data(scale: Scale) -> list[str]:
@@ -239,7 +249,7 @@ def _data(scale: Scale) -> list[str]:
         (plain(data.name), plain(data.source), f"`{data.place}`" if data.place else "with its package")
         for data in scale.data
     ]
-    return ["### Data", "", *table(("data", "public source", "below `--data-root`"), rows)] if rows else []
+    return ["#### Data", "", *table(("data", "public source", "below `--data-root`"), rows)] if rows else []
 
 
 def _listed(head: str, items: Sequence[str]) -> list[str]:
@@ -251,7 +261,7 @@ def _again(entry: Entry) -> list[str]:
     root = " --data-root FOLDER" if any(data.place for data in entry.scale.data) else ""
     command = f"asymlora reproduce {artefact.name}{scale}{root} --out reproductions/{artefact.name}-again"
     return [
-        "### How to run it again", "", "```", f"{command} --against experiments/results", "```", "",
+        "#### How to run it again", "", "```", f"{command} --against experiments/results", "```", "",
         f"That holds each new number against the interval of the kept one (`experiments/results/{artefact.name}`). The"
         " folder must be a new one: of a finished run nothing is done again.", "",
     ]  # fmt: skip

@@ -1,0 +1,47 @@
+"""Write `docs/which_factor.md` from the kept findings of every artefact; a test holds the page to them.
+
+Questions and answers are in `asymlora.papers.which_factor`; which answer is given follows from the findings.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from asymlora.errors import AsymloraError
+from asymlora.papers import catalogue
+from asymlora.papers.which_factor import GUIDE
+from asymlora.reproduce.factor_guide import read_backings, render
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+PAGE = ROOT / "docs" / "which_factor.md"
+
+
+def page(results: Path = RESULTS) -> str | None:
+    """Return the page that belongs to kept findings; None where it has none of those that it asks for.
+
+    Args:
+        results: Folder with a folder for each artefact.
+    """
+    artefacts = list(catalogue.every())
+    GUIDE.refuse_unknown(artefacts)
+    backings = read_backings(artefacts, results)
+    return render(GUIDE, backings) if any(name in backings for name in GUIDE.names) else None
+
+
+def main() -> None:
+    """Write the page."""
+    try:
+        text = page()
+    except AsymloraError as error:
+        sys.exit(str(error))
+    if text is None:
+        print("There are no kept results yet: asymlora reproduce NAME --keep experiments/results.")
+        return
+    PAGE.write_text(text, encoding="utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
