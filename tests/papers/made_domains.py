@@ -54,7 +54,9 @@ def scored(name: str, arms: Mapping[str, Reached]) -> list[Record]:
     return found
 
 
-def evidence(*names: str, best: Mapping[str, float] | None = None, **arms: Reached) -> Evidence:
+def evidence(
+    *names: str, best: Mapping[str, float] | None = None, arms: Mapping[str, Reached] | None = None
+) -> Evidence:
     """Return the records of some sets.
 
     Args:
@@ -62,7 +64,7 @@ def evidence(*names: str, best: Mapping[str, float] | None = None, **arms: Reach
         best: Best rates of arms that are not interior.
         arms: What arms reach; the others reach the same.
     """
-    reached = {arm: arms.get(arm, Reached()) for arm in ARM_SWEEPS}
+    reached = {arm: (arms or {}).get(arm, Reached()) for arm in ARM_SWEEPS}
     sweeps = {
         name + more: swept(
             PLANS[name + more],

@@ -46,6 +46,10 @@ def test_a_bound_is_that_of_the_formula() -> None:
     for way, values in (("both", 2 * 2 * 8), ("b_only", 2 * 2 * 3), ("a_only", 2 * 2 * 5)):
         assert record[way] == pytest.approx(math.sqrt(values * per_value))
     assert record["square"] is False
+    assert max(record[f"{name}_error"] for name in ("squares", "rank", "samples")) < 1e-14
+    # Unequal sides: B alone has 3 of 8 values, at twice the rank 6.
+    assert record["one_factor_error"] == pytest.approx(1 - math.sqrt(2 * 3 / 8))
+    assert record["doubled_error"] == pytest.approx(1 - math.sqrt(6 / 8))
     assert record["samples_needed"] == math.floor(12 * 4 * math.log(2) / 2) + 1
 
 

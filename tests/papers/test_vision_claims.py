@@ -22,11 +22,11 @@ OF = {claim.key: claim for claim in CLAIMS}
 
 
 def _found(key: str, *names: str, **arms: Reached) -> Finding:
-    return OF[key].finding(evidence(*(names or ("pacs",)), **arms))
+    return OF[key].finding(evidence(*(names or ("pacs",)), arms=arms))
 
 
 def test_values_are_means_over_the_other_domains_and_gaps_to_trained_rows() -> None:
-    records = evidence("pacs", b_only=Reached(trained=1.0, own=0.75, near=0.5, far=0.25))
+    records = evidence("pacs", arms={"b_only": Reached(trained=1.0, own=0.75, near=0.5, far=0.25)})
     found = {value.__name__: value(records, "pacs", "b_only")[0] for value in (own, elsewhere, gap_own, gap_elsewhere)}
     assert found == pytest.approx({"own": 0.75, "elsewhere": 0.375, "gap_own": 0.25, "gap_elsewhere": 0.625})
     assert {name: values[0] for name, values in by_domain(records, "pacs", "b_only").items()} == pytest.approx(
@@ -58,7 +58,7 @@ def test_b_only_is_held_against_each_other_adapter_by_six_seeds(key: str, b_only
 
 
 def test_a_best_rate_at_an_end_of_the_grid_leaves_a_claim_open() -> None:
-    records = evidence("pacs", best={"b_only": 1e-4}, b_only=Reached(near=0.7))
+    records = evidence("pacs", best={"b_only": 1e-4}, arms={"b_only": Reached(near=0.7)})
     found = OF["better_elsewhere"].finding(records)
     assert found.verdict == "undecided"
     assert "the best rate of B-only is the first or the last one tried" in found.ours
@@ -69,12 +69,12 @@ def test_at_the_papers_scale_it_is_the_mean_over_all_four_sets() -> None:
     found = _found("better_elsewhere", *PAPER_SETS, **arms)
     assert found.verdict == "holds"
     assert "TerraIncognita, b_only: best rate" in found.ours
-    lacking = OF["better_elsewhere"].finding(evidence(*list(PAPER_SETS)[:3], **arms))
+    lacking = OF["better_elsewhere"].finding(evidence(*list(PAPER_SETS)[:3], arms=arms))
     assert (lacking.verdict, lacking.ours) == ("undecided", "Not run yet: terra_incognita_domains.")
 
 
 def test_a_seed_that_was_lost_is_named() -> None:
-    whole = evidence("pacs", b_only=Reached(near=0.7))
+    whole = evidence("pacs", arms={"b_only": Reached(near=0.7)})
     part = domains_of("pacs")
     left = [r for r in whole.records(part) if (r["arm"], r["seed"]) != ("b_only", 4)]
     found = OF["better_elsewhere"].finding(replace(whole, measured={part: left}))

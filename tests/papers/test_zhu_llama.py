@@ -7,11 +7,11 @@ import pytest
 from asymlora.papers import hayou_llama
 from asymlora.papers.arm_comparisons import DOUBLED
 from asymlora.papers.zhu_llama import ARTEFACT, CHOICES, PART, STEPS, paper_parts, small_parts
-from asymlora.reproduce.arm_costs import ArmCosts
 from asymlora.reproduce.artefact import SweepPart
 from asymlora.reproduce.claim import Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError
 from asymlora.sweep.grid import cells
+from asymlora.sweep.matching import ModelCosts
 from asymlora.tasks.inputs import refuse_unread
 from papers.made_arms import raised, swept
 
@@ -41,17 +41,19 @@ def _found(key: str, **arms: tuple[float, float]) -> Finding:
 
 
 def test_printed_shares_are_held_against_what_is_trained() -> None:
-    costs = {cost.arm: cost for cost in ArmCosts().of(PAPER)}
-    assert {name: (cost.rank, cost.values) for name, cost in costs.items()} == {
+    costs = ModelCosts()
+    recipes = {cell.label: cell.recipe for cell in cells(PAPER.plan)}
+    values = {name: costs.factor_values(recipe) for name, recipe in recipes.items()}
+    assert {name: (recipe.adapter.rank, values[name]) for name, recipe in recipes.items()} == {
         "both": (32, 16_777_216),
         "b_only": (32, 8_388_608),
         "a_only": (32, 8_388_608),
         DOUBLED: (64, 16_777_216),
     }
-    shares = {name: (cost.values or 0) / (cost.printed or 1) for name, cost in costs.items()}
+    shares = {name: values[name] / printed for name, (printed, _) in PAPER.printed.items()}
     # All but the misprinted one are right to the digits that are printed.
     assert {name: round(share) for name, share in shares.items()} == {"both": 1, "b_only": 1, "a_only": 1, DOUBLED: 2}
-    assert "misprint" in costs[DOUBLED].printed_where
+    assert "misprint" in PAPER.printed[DOUBLED][1]
 
 
 def test_the_small_scale_has_the_rows_of_the_other_paper_and_fewer_steps() -> None:

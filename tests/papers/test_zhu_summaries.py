@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from asymlora.papers.zhu_summaries import ARMS, ARTEFACT, paper_parts, small_parts
-from asymlora.reproduce.arm_costs import ArmCosts
 from asymlora.reproduce.claim import Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError
 from asymlora.reproduce.missing_inputs import missing_inputs
 from asymlora.sweep.grid import cells
+from asymlora.sweep.matching import ModelCosts
 from asymlora.tasks.inputs import refuse_unread
 from papers.made_arms import raised, swept
 
@@ -36,14 +36,14 @@ def _found(key: str, *, b: tuple[float, float] = (0, 0), a: tuple[float, float] 
 
 
 def test_arms_train_as_many_values_as_are_printed_at_the_papers_scale() -> None:
-    costs = ArmCosts().of(PAPER["xsum"])
-    assert [(cost.arm, cost.rank, cost.values) for cost in costs] == [
-        ("both", 8, 1_769_472),
-        ("b_only", 16, 1_769_472),
-        ("a_only", 16, 1_769_472),
-    ]
+    costs = ModelCosts()
+    recipes = {cell.label: cell.recipe for cell in cells(PAPER["xsum"].plan)}
+    assert {name: recipe.adapter.rank for name, recipe in recipes.items()} == {"both": 8, "b_only": 16, "a_only": 16}
+    values = {costs.factor_values(recipe) for recipe in recipes.values()}
+    assert values == {1_769_472}
     # Printed with two digits, of 406 M values.
-    assert {f"{cost.values / 406e6:.2%}" for cost in costs if cost.values} == {"0.44%"}
+    assert {f"{value / 406e6:.2%}" for value in values} == {"0.44%"}
+    assert PAPER["xsum"].printed.keys() == recipes.keys()
 
 
 def test_both_sets_of_the_paper_are_trained_for_fifteen_epochs() -> None:

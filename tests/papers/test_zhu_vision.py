@@ -22,6 +22,7 @@ from asymlora.papers.zhu_vision import (
 from asymlora.reproduce.artefact import MeasuredPart, Part, SweepPart
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError
 from asymlora.sweep.grid import cells, job
+from asymlora.sweep.matching import ModelCosts
 from asymlora.tasks.inputs import refuse_unread
 from papers.made_domains import evidence
 
@@ -68,9 +69,20 @@ def test_every_set_is_trained_on_one_domain_and_read_where_it_is_linked() -> Non
         refuse_unread(recipe.task, recipe.data)
         assert (recipe.data.train_environment, recipe.train.steps) == (each.trained_on, each.steps)
         assert recipe.data.name == str(NOWHERE / each.data.place)
-        assert recipe.adapter.targets == ("query", "key", "value")
     data = SMALL["pacs"].plan.recipe.data
     assert (data.name, data.train_environment) == (str(NOWHERE / PACS_AT_112.place), "cartoon")
+
+
+def test_the_papers_arms_adapt_query_key_and_value_of_each_block() -> None:
+    costs, one_factor = ModelCosts(), 12 * 3 * 8 * 768
+    recipes = {cell.label: cell.recipe for part in ("vlcs", "vlcs_rows") for cell in cells(PAPER[part].plan)}
+    assert recipes.pop("head").method == "head"
+    assert {name: costs.factor_values(recipe) for name, recipe in recipes.items()} == {
+        "both": 2 * one_factor,
+        "b_only": one_factor,
+        "a_only": one_factor,
+        DOUBLED: 2 * one_factor,
+    }
 
 
 def test_arms_differ_in_what_is_trained_and_in_the_rank_alone() -> None:

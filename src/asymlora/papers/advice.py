@@ -117,7 +117,7 @@ ARTEFACT = Artefact(
     " equal compute, its own cost counted.",
     small=Scale(
         parts=small_parts,
-        minutes=43,
+        minutes=42,
         memory_gib=1.5,
         data=tuple(each.data for each in SETS),
         settings=_SETTINGS,

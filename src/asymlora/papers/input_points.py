@@ -190,8 +190,8 @@ def _heard(point: Point, data_root: Path) -> Listened:
     convolutions = point["name"] == CONVOLUTIONS
     if name := point.get("recipe"):
         recipe = paper_recipe(name)
-        # A name without an owner is a folder of the data root, any other one stands on the hub.
-        place = recipe.data.name if "/" in recipe.data.name else str(data_root / recipe.data.name)
+        # A name without an owner is a folder as DomainBed writes it, any other one stands on the hub.
+        place = recipe.data.name if "/" in recipe.data.name else str(data_root / "domainbed" / recipe.data.name)
         recipe = replace(recipe, data=replace(recipe.data, name=place, max_rows=1000, max_scored_rows=100))
     else:
         recipe = MODELS["vit" if convolutions else point["name"]](data_root)

@@ -243,7 +243,11 @@ ARTEFACT = Artefact(
         data=(
             *paper_glue_data("rte"),
             DataSet(name="Alpaca", source="hub tatsu-lab/alpaca"),
-            DataSet(name="PACS", source="domaingeneralization.github.io; a folder a domain", place="PACS"),
+            DataSet(
+                name="PACS",
+                source="github.com/facebookresearch/DomainBed, domainbed/scripts/download.py",
+                place="domainbed/PACS",
+            ),
             PACS,
         ),
         settings=_PAPER_SETTINGS,
