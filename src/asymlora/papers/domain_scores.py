@@ -132,7 +132,7 @@ def _prepared(key: str) -> Prepared:
     prepared = prepare_task(recipe.task, recipe.model, recipe.data, head_seed=0)
     network: nn.Module = prepared.model  # transformers types ``to`` otherwise
     if torch.accelerator.is_available():
-        network.to(torch.accelerator.current_accelerator())
+        network.to(torch.accelerator.current_accelerator())  # pyright: ignore[reportArgumentType]
     return prepared
 
 
