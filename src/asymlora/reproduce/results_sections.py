@@ -126,13 +126,13 @@ def first_sentence(text: str) -> str:
 
 
 def ours(finding: Finding) -> str:
-    """Return our numbers as they stand in a table: the first sentence of one finding, all of several joined ones.
+    """Return what was found as it stands in a table: the first sentence of one finding, the verdicts of joined ones.
 
     Args:
         finding: The finding.
     """
-    # The first of several parts would stand beside the verdict on all of them.
-    return finding.ours if finding.joined > 1 else first_sentence(finding.ours)
+    # The numbers of ten parts fill a screen, and those of the first would stand beside the verdict on all of them.
+    return finding.brief or first_sentence(finding.ours)
 
 
 def _run(entry: Entry) -> list[str]:
