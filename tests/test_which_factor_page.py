@@ -24,9 +24,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return which_factor_page
 
 
-@pytest.mark.skipif(not PAGE.is_file(), reason="the page is written when the results of both papers are kept")
 def test_the_page_is_what_the_script_writes_from_the_kept_findings(script: Any) -> None:
-    assert script.page() == PAGE.read_text(encoding="utf-8")
+    assert script.page() == (PAGE.read_text(encoding="utf-8") if PAGE.is_file() else None)
 
 
 def test_the_page_and_its_place_in_the_menu_are_there_or_not_together() -> None:
