@@ -17,7 +17,7 @@ SKIPS := $(if $(CI),--expect-skips)
 finetune: $(VENV)/train ## fine-tune the embedded model on the embedded data
 	$(RUN) finetune
 
-test: $(VENV)/dev ## the tests, about 12 minutes on two cores
+test: $(VENV)/dev ## the tests, about 14 minutes on two cores
 	$(TESTS) $(SKIPS)
 
 test-optional: $(VENV)/dev
