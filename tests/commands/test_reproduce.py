@@ -110,6 +110,7 @@ def test_a_forecast_writes_nothing(
     assert "about 1 minutes of two cores, 0.5 GiB" in shown
     assert "toy measured - 1 -" in shown
     assert "All that it reads is here" in shown
+    assert all(claim.says in shown and " ".join(claim.test.split()) in shown for claim in tiny.claims)
     assert ("What the paper prints for reviews, init_a: Table 3." in shown) == (scale == "paper")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -121,7 +122,7 @@ def test_the_list_says_what_is_kept_and_how_far_runs_are(
     monkeypatch.setenv("COLUMNS", "160")
     _known(monkeypatch, small.artefact())
     assert _reproduce("--list") == 0
-    assert "made_up Made up 1 0.5 swept, toy, aside not begun -" in " ".join(capsys.readouterr().out.split())
+    assert "made_up 1 0.5 not begun - Made up" in " ".join(capsys.readouterr().out.split())
     small.run(Path("reproductions/made_up"), small.artefact(), small.bowl(), only=["toy"])
     assert _reproduce("--list") == 0
     assert "2 of 13 runs" in " ".join(capsys.readouterr().out.split())

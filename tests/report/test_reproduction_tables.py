@@ -5,7 +5,14 @@ from typing import Any
 
 from rich.console import Console
 
-from asymlora.report.reproduction_tables import agreement_table, arms_table, list_table, runs_table, verdict_list
+from asymlora.report.reproduction_tables import (
+    agreement_table,
+    arms_table,
+    claim_list,
+    list_table,
+    runs_table,
+    verdict_list,
+)
 
 
 def _shown(table: Any, *, width: int = 160) -> str:
@@ -20,12 +27,15 @@ def _words(table: Any, **options: Any) -> str:
 
 def test_the_list_says_what_each_takes_and_how_far_it_is() -> None:
     row = {
-        "name": "hayou_toy", "title": "Rates [and] widths", "minutes": 12.0, "memory_gib": 0.8, "parts": ["a", "b"],
+        "name": "hayou_toy", "title": "Rates [and] widths", "minutes": 12.0, "memory_gib": 0.8,
         "status": "3 of 9 runs", "verdicts": {"holds": 2, "fails": 1, "undecided": 0, "not testable here": 0},
     }  # fmt: skip
-    said = _words(list_table([row, {**row, "name": "hayou_lm", "minutes": None, "verdicts": None}]))
-    assert "hayou_toy Rates [and] widths 12 0.8 a, b 3 of 9 runs 2 holds, 1 fails" in said
-    assert "hayou_lm Rates [and] widths - 0.8 a, b 3 of 9 runs -" in said
+    table = list_table([row, {**row, "name": "hayou_lm", "minutes": None, "verdicts": None}])
+    said = _words(table)
+    assert "hayou_toy 12 0.8 3 of 9 runs 2 holds, 1 fails Rates [and] widths" in said
+    assert "hayou_lm - 0.8 3 of 9 runs - Rates [and] widths" in said
+    # In eighty columns, each name, its status and its counts stand on one line.
+    assert any("hayou_toy" in line and "2 holds, 1 fails" in line for line in _shown(table, width=80).splitlines())
 
 
 def test_runs_are_added_up_where_there_are_several_parts() -> None:
@@ -54,6 +64,13 @@ def test_a_verdict_stands_beside_claim_and_numbers() -> None:
     said = _words(verdict_list([row, {**row, "paper": "", "verdict": "undecided"}], title="Claims"))
     assert "holds Init[A] is better. paper 1.22 points here +0.8 points [0.1, 1.5]" in said
     assert "undecided Init[A] is better. here +0.8 points [0.1, 1.5]" in said
+
+
+def test_before_any_run_a_claim_stands_with_its_test() -> None:
+    row = {"kind": "abstract", "says": "Init[A] is better.", "paper": "1.22 points", "test": "Paired [by] seed."}
+    said = _words(claim_list([row, {**row, "kind": "question", "paper": ""}], title="Claims"))
+    assert "abstract Init[A] is better. paper 1.22 points test Paired [by] seed." in said
+    assert "question Init[A] is better. test Paired [by] seed." in said
 
 
 def test_verdicts_are_whole_words_in_eighty_columns() -> None:

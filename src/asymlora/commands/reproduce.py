@@ -44,7 +44,7 @@ def parser() -> Any:
         exit_on_error=False,
     )
     made.add_argument("name", nargs="?", metavar="NAME", help="which one: asymlora reproduce --list")
-    made.add_argument("--list", action="store_true", help="list them: minutes, memory, parts, status, verdicts")
+    made.add_argument("--list", action="store_true", help="list them: minutes, memory, status, verdicts")
     made.add_argument("--scale", type=str, help="small (default; two cores) or paper (the paper's models and data)")
     made.add_argument("--dry-run", action="store_true", help="print what would be run and what it costs")
     made.add_argument("--data-root", type=str, metavar="FOLDER", help="local data sets; default: ../shared/data")
@@ -127,15 +127,13 @@ def _list(root: Path, kept: Path) -> int:
 
     rows: list[dict[str, Any]] = []
     for artefact in every():
-        parts = artefact.small.parts(root)
         rows.append(
             {
                 "name": artefact.name,
                 "title": artefact.title,
                 "minutes": artefact.small.minutes,
                 "memory_gib": artefact.small.memory_gib,
-                "parts": [part.name for part in parts],
-                "status": status(parts, REPRODUCTIONS / artefact.name),
+                "status": status(artefact.small.parts(root), REPRODUCTIONS / artefact.name),
                 "verdicts": _kept_verdicts(kept / artefact.name),
             }
         )
@@ -154,7 +152,7 @@ def _kept_verdicts(path: Path) -> dict[str, int] | None:
 def _forecast(artefact: Artefact, scale_name: Any, root: Path) -> int:
     from rich.console import Console
 
-    from asymlora.report.reproduction_tables import runs_table
+    from asymlora.report.reproduction_tables import claim_list, runs_table
     from asymlora.reproduce.artefact import SweepPart
     from asymlora.reproduce.forecasting import part_runs
 
@@ -168,6 +166,7 @@ def _forecast(artefact: Artefact, scale_name: Any, root: Path) -> int:
     if shown:
         console.print(runs_table([asdict(part_runs(part)) for part in shown]))
     console.print()
+    console.print(claim_list([asdict(claim) for claim in artefact.claims], title="Claims and their tests"))
     for line in (*_stated(scale), *_data_lines(scale, root), *_lacking(scale, parts, root)):
         _print(console, line)
     return 0

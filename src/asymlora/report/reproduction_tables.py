@@ -21,11 +21,11 @@ _VERDICT_STYLES: Mapping[str, str] = {
 
 
 def list_table(rows: Sequence[Record]) -> Table:
-    """Return the list of artefacts.
+    """Return the list of artefacts, each name over what it is: as columns, both would be a word wide.
 
     Args:
-        rows: ``name``, ``title``, ``minutes``, ``memory_gib``, ``parts`` (names), ``status``, ``verdicts`` (count by
-            verdict; None where no results are kept).
+        rows: ``name``, ``title``, ``minutes``, ``memory_gib``, ``status``, ``verdicts`` (count by verdict; None where
+            no results are kept).
 
     Returns:
         Something that rich prints.
@@ -33,19 +33,18 @@ def list_table(rows: Sequence[Record]) -> Table:
     table = plain_table(
         "Artefacts that can be reproduced",
         "Minutes and memory: of the small scale on two cores, the whole of it and its largest process. Status: of the"
-        " run in reproductions/. Verdicts: of the results that are kept.",
+        " run in reproductions/. Verdicts: of the results that are kept. Parts and claims: asymlora reproduce NAME --dry-run.",
     )
-    for head, justify in (("name", "left"), ("what it is", "left"), ("min", "right"), ("GiB", "right")):
-        table.add_column(head, justify=justify, no_wrap=head != "what it is")  # pyright: ignore[reportArgumentType]
-    for head in ("parts", "status", "verdicts"):
-        table.add_column(head)
+    table.add_column("artefact", min_width=max(len(row["name"]) for row in rows))
+    for head in ("min", "GiB"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("status")
+    table.add_column("verdicts", min_width=len("12 not testable here"))
     for row in rows:
         table.add_row(
-            row["name"],
-            Text(row["title"]),
+            Text.assemble((row["name"], "bold"), "\n", (row["title"], "dim")),
             number(row["minutes"]),
             number(row["memory_gib"]),
-            ", ".join(row["parts"]),
             row["status"],
             counts_text(row["verdicts"]),
         )
@@ -144,8 +143,6 @@ def printed_text(printed: int | None, agrees: bool | None) -> str:
 def verdict_list(rows: Sequence[Record], *, title: str) -> Table:
     """Return what was found of each claim: verdict, claim, and below it the paper's number and ours.
 
-    The sentences are long: beside each other they would be columns of single words.
-
     Args:
         rows: ``says``, ``paper``, ``ours`` and ``verdict``.
         title: Line above.
@@ -153,15 +150,45 @@ def verdict_list(rows: Sequence[Record], *, title: str) -> Table:
     Returns:
         Something that rich prints.
     """
+    return _sentences(
+        title,
+        [
+            (
+                Text(row["verdict"], style=_VERDICT_STYLES[row["verdict"]]),
+                row["says"],
+                {"paper": row["paper"], "here": row["ours"]},
+            )
+            for row in rows
+        ],
+    )
+
+
+def claim_list(rows: Sequence[Record], *, title: str) -> Table:
+    """Return claims before any run: where each stands, what it says, the paper's number, and the test that decides.
+
+    Args:
+        rows: ``kind``, ``says``, ``paper`` and ``test``.
+        title: Line above.
+
+    Returns:
+        Something that rich prints.
+    """
+    return _sentences(
+        title, [(Text(row["kind"]), row["says"], {"paper": row["paper"], "test": row["test"]}) for row in rows]
+    )
+
+
+def _sentences(title: str, rows: Sequence[tuple[Text, str, Mapping[str, str]]]) -> Table:
+    """Long sentences below each other: beside each other they would be columns of single words."""
     table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 1, 0))
     table.add_column(no_wrap=True)
     table.add_column()
-    for row in rows:
-        said = Text.assemble((row["says"], "bold"))
-        for name, text in (("paper", row["paper"]), ("here", row["ours"])):
+    for mark, headline, lines in rows:
+        said = Text.assemble((headline, "bold"))
+        for name, text in lines.items():
             if text:
                 said.append_text(Text.assemble("\n", (f"{name} ", "dim"), text))
-        table.add_row(Text(row["verdict"], style=_VERDICT_STYLES[row["verdict"]]), said)
+        table.add_row(mark, said)
     return table
 
 
