@@ -17,6 +17,7 @@ from asymlora.reproduce.artefact import Artefact, DataSet, MeasuredPart, SweepPa
 from asymlora.reproduce.artefact_folder import read_evidence, read_findings
 from asymlora.reproduce.claim import Finding
 from asymlora.reproduce.evidence import Evidence
+from asymlora.reproduce.printed_count import MILLION, PrintedCount
 from asymlora.sweep.grid import SweepPlan
 from asymlora.train.recipe import Recipe
 
@@ -52,7 +53,12 @@ def tiny(small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path
     toy = MeasuredPart(name="toy", points=({"width": 8},), measure=small.Meter())
     what = small.artefact(
         claims=[claim, small.count_claim("measured", needed=1, parts=["toy"])],
-        parts=[SweepPart(name="reviews", plan=plan, printed={"init_a": (1, "Table 3")}), toy],
+        parts=[
+            SweepPart(
+                name="reviews", plan=plan, printed={"init_a": PrintedCount(text="1 M", unit=MILLION, where="Table 3")}
+            ),
+            toy,
+        ],
     )
     monkeypatch.chdir(tmp_path)
     _known(monkeypatch, what)
@@ -97,7 +103,7 @@ def test_an_artefact_is_run_judged_kept_and_compared(
     assert "2 holds" in said
 
 
-@pytest.mark.parametrize(("scale", "said"), [("small", "reviews sweep init_a, init_b 4 -"), ("paper", "1, differs")])
+@pytest.mark.parametrize(("scale", "said"), [("small", "reviews sweep init_a, init_b 4 -"), ("paper", "1 M, differs")])
 def test_a_forecast_writes_nothing(
     tiny: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     scale: str, said: str,
@@ -111,7 +117,7 @@ def test_a_forecast_writes_nothing(
     assert "toy measured - 1 -" in shown
     assert "All that it reads is here" in shown
     assert all(claim.says in shown and " ".join(claim.test.split()) in shown for claim in tiny.claims)
-    assert ("What the paper prints for reviews, init_a: Table 3." in shown) == (scale == "paper")
+    assert ("Printed, 1 M for init_a: Table 3." in shown) == (scale == "paper")
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -102,7 +102,7 @@ def test_the_papers_scale_has_all_of_it_on_seven_sets() -> None:
 
 def test_counts_that_the_paper_prints_stand_beside_arms_that_there_are() -> None:
     assert set(PRINTED) <= {arm.name for part in PAPER.values() for arm in part.plan.arms}
-    assert all("millions" in where for _, where in PRINTED.values())
+    assert all("millions" in printed.where for printed in PRINTED.values())
     assert {name for name, part in PAPER.items() if part.printed} == {"mnli", "mnli_rows"}
 
 

@@ -84,7 +84,7 @@ def test_shared_rates_need_as_many_tuning_seeds_as_a_test() -> None:
     assert part_runs(SMALL).first == 4 * (4 * 6 + 6)
     (paper,) = paper_parts(ROOT)
     assert [arm.options for arm in paper.plan.arms] == [arm.options for arm in arms((1024,))]
-    assert paper.printed[PLAIN][0] == 300_000
+    assert paper.printed[PLAIN].text == "0.3 M"
 
 
 def test_no_run_chooses_the_rate_at_which_it_is_read() -> None:

@@ -50,10 +50,14 @@ def test_printed_shares_are_held_against_what_is_trained() -> None:
         "a_only": (32, 8_388_608),
         DOUBLED: (64, 16_777_216),
     }
-    shares = {name: values[name] / printed for name, (printed, _) in PAPER.printed.items()}
     # All but the misprinted one are right to the digits that are printed.
-    assert {name: round(share) for name, share in shares.items()} == {"both": 1, "b_only": 1, "a_only": 1, DOUBLED: 2}
-    assert "misprint" in PAPER.printed[DOUBLED][1]
+    assert {name: printed.agreement(values[name]) for name, printed in PAPER.printed.items()} == {
+        "both": "equal as cut",
+        "b_only": "equal",
+        "a_only": "equal",
+        DOUBLED: "differs",
+    }
+    assert "misprint" in PAPER.printed[DOUBLED].where
 
 
 def test_the_small_scale_has_the_rows_of_the_other_paper_and_fewer_steps() -> None:

@@ -50,12 +50,13 @@ def test_runs_are_added_up_where_there_are_several_parts() -> None:
 
 def test_costs_of_arms_stand_beside_what_the_paper_prints() -> None:
     arm = {
-        "part": "mnli", "arm": "init_a", "rank": 8, "values": 786_432, "printed": 786_432, "agrees": True, "runs": 30,
-        "steps": 1000, "flops": 1.234e18, "file_bytes": 3_150_000, "peak_bytes": 5_000_000_000,
+        "part": "mnli", "arm": "init_a", "rank": 8, "values": 786_432, "printed": {"text": "0.8 M"},
+        "agreement": "equal", "runs": 30, "steps": 1000,
+        "flops": 1.234e18, "file_bytes": 3_150_000, "peak_bytes": 5_000_000_000,
     }  # fmt: skip
-    unknown = dict.fromkeys(("values", "printed", "agrees", "flops", "file_bytes", "peak_bytes"))
+    unknown = dict.fromkeys(("values", "printed", "agreement", "flops", "file_bytes", "peak_bytes"))
     said = _words(arms_table([arm, {**arm, "arm": "full", **unknown}]))
-    assert "mnli init_a 8 786,432 786,432, equal 30 1,000 1.2e+18 3.15 MB 5 GB" in said
+    assert "mnli init_a 8 786,432 0.8 M, equal 30 1,000 1.2e+18 3.15 MB 5 GB" in said
     assert "mnli full 8 - - 30 1,000 - - -" in said
 
 

@@ -10,6 +10,7 @@ import pytest
 import small_artefact as small
 from asymlora.reproduce.arm_costs import ArmCosts
 from asymlora.reproduce.artefact import SweepPart
+from asymlora.reproduce.printed_count import MILLION, PrintedCount
 from asymlora.sweep.axes import Arm
 from asymlora.sweep.grid import SweepPlan, cells
 from asymlora.sweep.matching import ModelCosts
@@ -24,13 +25,18 @@ def _plan(**recipe: object) -> SweepPlan:
     return replace(small.PLAN, recipe=Recipe.from_dict({**given, "train": {"steps": 10, "batch_size": 4}}))
 
 
+def _printed(text: str) -> PrintedCount:
+    return PrintedCount(text=text, unit=MILLION, where="Table 1")
+
+
 def test_values_operations_file_and_peak_of_a_large_model_without_its_weights() -> None:
     wanted = LAYERS * 2 * 8 * (WIDTH + WIDTH)
-    part = SweepPart(name="mnli", plan=_plan(), printed={"init_a": (wanted, "Table 1"), "init_b": (800_000, "Table 2")})
+    printed = {"init_a": _printed("0.8 M"), "init_b": _printed("0.9 M")}
+    part = SweepPart(name="mnli", plan=_plan(), printed=printed)
     first, second = ArmCosts().of(part)
     assert (first.values, second.values) == (wanted, wanted)
-    assert (first.agrees, second.agrees) == (True, False)
-    assert (first.printed_where, second.printed_where) == ("Table 1", "Table 2")
+    assert (first.agreement, second.agreement) == ("equal", "differs")
+    assert (first.printed, second.printed) == (printed["init_a"], printed["init_b"])
     assert (first.part, first.arm, first.rank, first.runs, first.steps) == ("mnli", "init_a", 8, 5, 10)
     # Four bytes a value, and the header.
     assert first.file_bytes is not None
@@ -57,12 +63,25 @@ def test_the_peak_is_that_of_the_base_in_its_type(small_encoder: Path) -> None:
     assert packed.file_bytes == plain.file_bytes
 
 
-def test_of_a_method_without_a_rank_no_factors_are_told(small_encoder: Path) -> None:
-    plan = replace(_plan(model={"name": str(small_encoder)}), arms=(Arm(name="full", word="full"),))
-    part = SweepPart(name="mnli", plan=plan, printed={"full": (355_000_000, "Table 1")})
-    (arm,) = ArmCosts().of(part)
-    assert (arm.values, arm.agrees, arm.file_bytes, arm.peak_bytes) == (None, None, None, None)
-    assert arm.flops is not None
+def test_of_full_fine_tuning_the_whole_model_is_told_and_of_a_method_without_a_rank_nothing() -> None:
+    plan = replace(_plan(), arms=(Arm(name="full", word="full"), Arm(name="ia3", word="peft:ia3")))
+    printed = {"full": _printed("354.3 M"), "ia3": _printed("0.2 M")}
+    full, ia3 = ArmCosts().of(SweepPart(name="mnli", plan=plan, printed=printed))
+    # Of RoBERTa-large without its head, by hand.
+    embedded, layer = (50_265 + 514 + 1 + 2) * WIDTH, 12 * WIDTH**2 + 13 * WIDTH
+    assert (full.values, full.agreement) == (embedded + LAYERS * layer, "equal")
+    assert (full.file_bytes, full.peak_bytes) == (None, None)
+    assert full.flops is not None
+    assert (ia3.values, ia3.agreement, ia3.file_bytes, ia3.peak_bytes) == (None, None, None, None)
+
+
+def test_arms_of_equal_budgets_are_told_with_what_they_were_made() -> None:
+    plan = replace(_plan(), arms=tuple(Arm(name=word, word=word) for word in ("init_a", "b_only")), match="parameters")
+    both, one = ArmCosts().of(SweepPart(name="mnli", plan=plan))
+    assert (one.rank, one.values) == (2 * both.rank, both.values)
+    plan = replace(plan, arms=(plan.arms[0], Arm(name="full", word="full")), match="compute")
+    both, full = ArmCosts().of(SweepPart(name="mnli", plan=plan))
+    assert full.steps < both.steps == 10  # a step of every weight computes half as much again
 
 
 def test_a_model_is_built_once(small_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,9 +179,15 @@ def _print_arms(console: Any, parts: Sequence[Part]) -> None:
 
     costs = ArmCosts()
     arms = [arm for part in parts if isinstance(part, SweepPart) for arm in costs.of(part)]
-    console.print(arms_table([{**asdict(arm), "agrees": arm.agrees} for arm in arms]))
-    for where in dict.fromkeys(f"{arm.part}, {arm.arm}: {arm.printed_where}" for arm in arms if arm.printed_where):
-        _print(console, f"What the paper prints for {where}.")
+    console.print(arms_table([{**asdict(arm), "agreement": arm.agreement} for arm in arms]))
+    labels: dict[tuple[str, str], list[str]] = {}
+    for arm in arms:
+        if arm.printed is not None:
+            labels.setdefault((arm.printed.text, arm.printed.where), []).append(arm.arm)
+    for (text, where), names in labels.items():
+        _print(console, f"Printed, {text} for {', '.join(dict.fromkeys(names))}: {where}.")
+    if not labels:
+        _print(console, "Of the paper's counts of trained values none is known to us.")
 
 
 def _stated(scale: Scale) -> list[str]:

@@ -21,6 +21,7 @@ from asymlora.papers.stated_tests import closing_seeds
 from asymlora.papers.zhu_settings import B_ONLY, BOTH
 from asymlora.reproduce.artefact import FIRST_SEEDS, DataSet, MeasuredPart, Part, SweepPart
 from asymlora.reproduce.evidence import Record
+from asymlora.reproduce.printed_count import MILLION, PrintedCount
 from asymlora.spec import AdapterSpec
 from asymlora.sweep.axes import Arm, parse_rates
 from asymlora.sweep.grid import SweepPlan
@@ -121,10 +122,8 @@ def paper_parts(_: Path) -> tuple[Part, ...]:
     recipe = paper_text_part(PAPER_SET, arms=ARMS).plan.recipe
     # What advice chooses may not be chosen already.
     recipe = replace(recipe, adapter=replace(AdapterSpec.b_only(rank=8), targets=("query", "value"), dropout=0.05))
-    printed = {
-        LORA: (PAPER_VALUES, 'Zhu et al., Table 1: "0.8 %", which is millions (derived)'),
-        B_ALONE: (PAPER_VALUES, 'Zhu et al., Table 1: "0.8 %", which is millions (derived)'),
-    }
+    count = PrintedCount(text="0.8 M", unit=MILLION, where="Zhu et al., Table 7; in Table 1 as %, which is millions")
+    printed = {LORA: count, B_ALONE: count}
     sweeps = [
         replace(part, printed={name: printed[name] for name in (arm.name for arm in part.plan.arms)})
         for part in _sweeps(PAPER_SET, recipe, tuned="1e-4,2e-4,4e-4,8e-4")

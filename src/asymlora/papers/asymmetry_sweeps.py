@@ -16,6 +16,7 @@ from asymlora.papers.text_sweeps import GLUE_SETS, GlueSet, TextSet, small_plan
 from asymlora.papers.text_sweeps import SMALL_SETTINGS as SETTINGS_OF_MINILM
 from asymlora.papers.zhu_settings import LEARNING_RATES, OPTIMIZER, SCALING, TARGETS
 from asymlora.reproduce.artefact import FIRST_SEEDS, MOST_SEEDS, DataSet, Setting, SweepPart
+from asymlora.reproduce.printed_count import PrintedCount
 from asymlora.sweep.axes import Arm, parse_rates
 from asymlora.sweep.grid import SweepPlan
 
@@ -76,7 +77,7 @@ def paper_text_part(
     rates: Sequence[float] = PAPER_RATES,
     seeds: tuple[int, ...] = MAIN_SEEDS,
     margin: float | None = None,
-    printed: Mapping[str, tuple[int, str]] | None = None,
+    printed: Mapping[str, PrintedCount] | None = None,
 ) -> SweepPart:
     """Return a sweep of RoBERTa-large on one set of GLUE.
 

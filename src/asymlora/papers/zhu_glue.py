@@ -37,6 +37,7 @@ from asymlora.papers.zhu_glue_claims import (
 from asymlora.papers.zhu_settings import A_ONLY, B_ONLY, BOTH, EXPERIMENTS
 from asymlora.reproduce.artefact import Artefact, Scale, Setting, SweepPart
 from asymlora.reproduce.evidence import Evidence
+from asymlora.reproduce.printed_count import MILLION, PrintedCount
 from asymlora.sweep.axes import Arm, parse_rates
 
 
@@ -69,18 +70,20 @@ FULL_ARMS = (Arm(name="full", word="full"),)
 LIGHT_ARMS = (Arm(name="head", word="head"), Arm(name="ia3", word="peft:ia3"))
 FULL_RATES, LIGHT_RATES = "3.16e-5..1e-3:2", "3.16e-3..1e-1:2"
 PAPER_FULL_RATES, PAPER_LIGHT_RATES = (5e-6, 1e-5, 2e-5, 4e-5), (1e-3, 2e-3, 4e-3, 8e-3)
-_ONE_FACTOR, _PAIR = 300_000, 800_000
-_AS_08 = "0.8, in Table 1 as %: it is millions, of 786,432 on query and value"
-_AS_03 = "0.3, in Table 1 as %: it is millions, of 393,216 on query and value"
-PRINTED: Mapping[str, tuple[int, str]] = {
-    "both": (_PAIR, _AS_08),
-    "b_only": (_ONE_FACTOR, _AS_03),
-    "a_only": (_ONE_FACTOR, _AS_03),
-    DOUBLED: (_PAIR, _AS_08),
-    "a_only_16": (_PAIR, _AS_08),
-    "adalora": (2_500_000, "2.5, in Table 1 as %: it is millions; 1.5 times rank 8 on query and value would be 1.2"),
+_IN_MILLIONS = "Tables 1 and 7; in Table 1 as %, which is millions"
+_PAIR = PrintedCount(text="0.8 M", unit=MILLION, where=_IN_MILLIONS)
+_ONE_FACTOR = PrintedCount(text="0.3 M", unit=MILLION, where=_IN_MILLIONS)
+PRINTED: Mapping[str, PrintedCount] = {
+    "both": _PAIR,
+    "b_only": _ONE_FACTOR,
+    "a_only": _ONE_FACTOR,
+    DOUBLED: _PAIR,
+    "a_only_16": _PAIR,
+    "adalora": PrintedCount(
+        text="2.5 M", unit=MILLION, where=f"{_IN_MILLIONS}; 1.5 times rank 8 on query and value would be 1.2"
+    ),
 }
-"""Trained values as the paper prints them, cut to one decimal."""
+"""Trained values as the paper prints them."""
 
 
 def small_parts(data_root: Path) -> tuple[SweepPart, ...]:

@@ -34,6 +34,7 @@ from asymlora.papers.input_points import (
 )
 from asymlora.papers.models_and_data import MINILM_NAME, PACS_AT_112, SMOLLM2_NAME, TREC6, WIKITEXT2_VALID
 from asymlora.papers.text_sweeps import TREC6_SET
+from asymlora.papers.zhu_glue import PRINTED
 from asymlora.papers.zhu_settings import THEORY
 from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, DataSet, MeasuredPart, Part, Scale, Setting, SweepPart
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError
@@ -100,9 +101,7 @@ def paper_parts(data_root: Path) -> tuple[Part, ...]:
         SweepPart(
             name=GROUPS,
             plan=replace(swept.plan, recipe=replace(swept.plan.recipe, data=data)),
-            printed={
-                arm_of("qv", "b"): (300_000, "Table 1 prints 0.3, in millions; 393,216 by shapes, and the head"),
-            },
+            printed={arm_of("qv", "b"): PRINTED["b_only"]},
         ),
         MeasuredPart(name=CONVOLUTIONS, points=convolution_points(), measure=measure),
     )

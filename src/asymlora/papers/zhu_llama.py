@@ -33,6 +33,7 @@ from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, DataSet, Part, Sc
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence
 from asymlora.reproduce.paired_tests import NATS, POINTS, described
+from asymlora.reproduce.printed_count import PrintedCount
 from asymlora.reproduce.rates_by_seed import closing_values
 from asymlora.sweep.axes import Arm, parse_rates
 
@@ -81,18 +82,17 @@ def paper_parts(root: Path) -> tuple[Part, ...]:
     return (SweepPart(name=PART, plan=plan, printed=_PRINTED),)
 
 
-def _printed(percent: float, more: str) -> tuple[int, str]:
-    return round(percent / 100 * LLAMA_VALUES), f'Table 4: "{percent:g} %" of 6,738,415,616 values; {more}'
+def _printed(percent: str, more: str = "") -> PrintedCount:
+    where = f"Table 4, of the {LLAMA_VALUES:,} values of LLaMA-2-7B{more}"
+    return PrintedCount(text=f"{percent} %", unit=LLAMA_VALUES / 100, where=where)
 
 
-_ONE_FACTOR = _printed(0.12, "one factor at rank 32 on query and value is 8,388,608, 0.124 %: equal as printed")
+_ONE_FACTOR = _printed("0.12")
 _PRINTED = {
-    "both": _printed(0.24, "both factors at rank 32 on query and value are 16,777,216, 0.249 %: equal as cut"),
+    "both": _printed("0.24"),
     "b_only": _ONE_FACTOR,
     "a_only": _ONE_FACTOR,
-    DOUBLED: _printed(
-        0.12, "a misprint, as it is that of rank 32: one factor at rank 64 is 16,777,216, 0.249 %, as many as LoRA's"
-    ),
+    DOUBLED: _printed("0.12", "; a misprint: it is that of rank 32, and one factor at rank 64 is as many as LoRA's"),
 }
 
 

@@ -25,6 +25,7 @@ from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, DataSet, Scale, S
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, SweepEvidence
 from asymlora.reproduce.paired_tests import NATS, POINTS, described, paired_finding
+from asymlora.reproduce.printed_count import PrintedCount
 from asymlora.reproduce.rates_by_seed import closing_values
 from asymlora.sweep.axes import parse_rates
 from asymlora.train.recipe import Recipe
@@ -54,11 +55,7 @@ PAPER_RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3)
 """Octaves around the paper's 5e-4."""
 _PRINTED = dict.fromkeys(
     (arm.name for arm in ARMS),
-    (
-        1_790_000,
-        'Table 3: "0.44 %" of BART-large, which is 1.79 M of 406 M values; query, key and value at these ranks are'
-        " 1,769,472, 0.436 %: equal as far as it is printed",
-    ),
+    PrintedCount(text="0.44 %", unit=406e6 / 100, where="Table 3, of the 406 M values of BART-large"),
 )
 _EPOCHS, _CNN_ROWS = 15, 287_113
 _PARTS = (*SMALL_SETS, *PAPER_SETS)

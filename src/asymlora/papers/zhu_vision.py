@@ -17,6 +17,7 @@ from asymlora.papers.vision_claims import CLAIMS, PAPER_SETS, SMALL_SETS, domain
 from asymlora.papers.zhu_settings import A_ONLY, B_ONLY, BOTH, EXPERIMENTS, LEARNING_RATES, OPTIMIZER, SCALING, TARGETS
 from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, DataSet, MeasuredPart, Part, Scale, Setting, SweepPart
 from asymlora.reproduce.evidence import Evidence
+from asymlora.reproduce.printed_count import MILLION, PrintedCount
 from asymlora.sweep.axes import Arm, parse_rates
 from asymlora.train.recipe import Recipe
 
@@ -74,7 +75,9 @@ _PAPER_RATES = _Rates(
     adapters=parse_rates("1e-4..3.16e-3:2"), rows=parse_rates("1e-4..3.16e-3:2"), full=parse_rates("3.16e-6..1e-4:2")
 )
 _PRINTED_FULL = {
-    "full": (86_400_000, 'the whole ViT: "86.4 M", which fits ViT-B/16 as pretrained on ImageNet-21k (inferred)')
+    "full": PrintedCount(
+        text="86.4 M", unit=MILLION, where="of the whole ViT; it is ViT-B/16 with the pooler of ImageNet-21k (inferred)"
+    )
 }
 
 

@@ -33,7 +33,8 @@ def list_table(rows: Sequence[Record]) -> Table:
     table = plain_table(
         "Artefacts that can be reproduced",
         "Minutes and memory: of the small scale on two cores, the whole of it and its largest process. Status: of the"
-        " run in reproductions/. Verdicts: of the results that are kept. Parts and claims: asymlora reproduce NAME --dry-run.",
+        " run in reproductions/. Verdicts: of the results that are kept. Parts and claims: asymlora"
+        " reproduce NAME --dry-run.",
     )
     table.add_column("artefact", min_width=max(len(row["name"]) for row in rows))
     for head in ("min", "GiB"):
@@ -96,17 +97,18 @@ def arms_table(rows: Sequence[Record]) -> Table:
     """Return what the arms of an artefact's sweeps train and cost.
 
     Args:
-        rows: ``part``, ``arm``, ``rank``, ``values``, ``printed``, ``agrees``, ``runs``, ``steps``, ``flops``,
-            ``file_bytes``, ``peak_bytes``; None where a number is not known.
+        rows: ``part``, ``arm``, ``rank``, ``values``, ``printed`` (its ``text``), ``agreement``, ``runs``, ``steps``,
+            ``flops``, ``file_bytes``, ``peak_bytes``; None where a number is not known.
 
     Returns:
         Something that rich prints.
     """
     table = plain_table(
         "What the arms train and cost",
-        "Trained: values of the factors, heads left out; beside it what the paper prints for them, where that is known."
-        " FLOPs: of all runs before any grid has grown. Peak: tensors of a step at the recipe's batch on an"
-        " accelerator; the process and the allocator's rounding come on top.",
+        "Trained: values of the factors, or of the whole model, heads left out; beside it what the paper prints, and"
+        " whether that is ours rounded (equal) or cut off at its last digit. FLOPs: of all runs before any grid has"
+        " grown. Peak: tensors of a step at the recipe's batch on an accelerator; the process and the"
+        " allocator's rounding come on top.",
     )
     for head in ("part", "arm"):
         table.add_column(head)
@@ -118,7 +120,7 @@ def arms_table(rows: Sequence[Record]) -> Table:
             Text(row["arm"]),
             str(row["rank"]),
             "-" if row["values"] is None else f"{row['values']:,}",
-            printed_text(row["printed"], row["agrees"]),
+            printed_text(row["printed"], row["agreement"]),
             f"{row['runs']:,}",
             f"{row['steps']:,}",
             "-" if row["flops"] is None else f"{row['flops']:.2g}",
@@ -128,16 +130,14 @@ def arms_table(rows: Sequence[Record]) -> Table:
     return table
 
 
-def printed_text(printed: int | None, agrees: bool | None) -> str:
+def printed_text(printed: Record | None, agreement: str | None) -> str:
     """Return what a paper prints for a count, and whether ours is the same.
 
     Example:
-        >>> printed_text(786_432, True), printed_text(800_000, False), printed_text(None, None)
-        ('786,432, equal', '800,000, differs', '-')
+        >>> printed_text({"text": "0.8 M"}, "equal"), printed_text({"text": "2.5 M"}, None), printed_text(None, None)
+        ('0.8 M, equal', '2.5 M', '-')
     """
-    if printed is None:
-        return "-"
-    return f"{printed:,}" if agrees is None else f"{printed:,}, {'equal' if agrees else 'differs'}"
+    return ", ".join(filter(None, ("-" if printed is None else printed["text"], agreement)))
 
 
 def verdict_list(rows: Sequence[Record], *, title: str) -> Table:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from asymlora.reproduce.artefact import SweepPart
 from asymlora.reproduce.forecasting import runs_of_cell
-from asymlora.sweep.grid import Cell, cells
-from asymlora.sweep.matching import RANKED, ModelCosts, row_length
+from asymlora.reproduce.printed_count import Agreement, PrintedCount
+from asymlora.sweep.grid import Cell
+from asymlora.sweep.matching import RANKED, ModelCosts, matched, row_length
 from asymlora.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ class ArmCost:
         part: Name of the part.
         arm: Label of the cell.
         rank: Rank of its adapter.
-        values: Trained values of the factors, the head left out; None where the method has no rank that sets them.
+        values: Trained values of the factors, or of the whole model; the head left out. None where the method has no
+            rank that sets them.
         printed: What the paper prints for them; None where nothing is known.
-        printed_where: Where that stands.
         runs: Runs before the grid has grown.
         steps: Optimizer steps of a run.
         flops: Floating-point operations of all these runs; None where the model's blocks are not known.
@@ -40,8 +41,7 @@ class ArmCost:
     arm: str
     rank: int
     values: int | None
-    printed: int | None
-    printed_where: str
+    printed: PrintedCount | None
     runs: int
     steps: int
     flops: float | None
@@ -49,9 +49,9 @@ class ArmCost:
     peak_bytes: int | None
 
     @property
-    def agrees(self) -> bool | None:
+    def agreement(self) -> Agreement | None:
         """Whether as many values are trained as the paper prints; None where one of them is not known."""
-        return None if self.printed is None or self.values is None else self.printed == self.values
+        return None if self.printed is None or self.values is None else self.printed.agreement(self.values)
 
 
 class ArmCosts:
@@ -67,30 +67,34 @@ class ArmCosts:
         self._models: dict[tuple[str, str | None], Any] = {}
 
     def of(self, part: SweepPart) -> list[ArmCost]:
-        """Return the costs of a sweep's arms, in the plan's order.
+        """Return the costs of a sweep's arms, in the plan's order, at the ranks and steps of equal budgets.
 
         Args:
             part: The sweep.
         """
-        return [self._of_cell(part, cell) for cell in cells(part.plan)]
+        found = matched(part.plan, factor_values=self._costs.factor_values, flops=self._costs.flops)
+        return [self._of_cell(part, cell) for cell in found]
 
     def _of_cell(self, part: SweepPart, cell: Cell) -> ArmCost:
         recipe, runs = cell.recipe, runs_of_cell(part.plan)
-        printed, where = part.printed.get(cell.label, part.printed.get(cell.arm, (None, "")))
         flops = self._costs.flops(recipe)
         return ArmCost(
             part=part.name,
             arm=cell.label,
             rank=recipe.adapter.rank,
-            values=self._costs.factor_values(recipe) if recipe.method in RANKED else None,
-            printed=printed,
-            printed_where=where,
+            values=self._values(recipe),
+            printed=part.printed.get(cell.label, part.printed.get(cell.arm)),
             runs=runs,
             steps=recipe.train.steps,
             flops=None if flops is None else flops * recipe.train.steps * runs,
             file_bytes=self._file_bytes(recipe),
             peak_bytes=self._peak_bytes(recipe),
         )
+
+    def _values(self, recipe: Recipe) -> int | None:
+        if recipe.method in RANKED:
+            return self._costs.factor_values(recipe)
+        return self._costs.base_values(recipe) if recipe.method == "full" else None
 
     def _file_bytes(self, recipe: Recipe) -> int | None:
         if recipe.method != "adapter":

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from asymlora.reproduce.claim import Claim
 from asymlora.reproduce.evidence import Evidence, Record
+from asymlora.reproduce.printed_count import PrintedCount
 from asymlora.sweep.grid import SweepPlan
 
 ScaleName = Literal["small", "paper"]
@@ -25,13 +26,13 @@ class SweepPart:
         plan: The sweep: the first look.
         second: The same sweep with more seeds, run where a claim of the abstract that reads it is undecided after the
             first look; None: there is one look.
-        printed: Values trained at each rank that the paper prints, by arm: what, and where it stands.
+        printed: Trained values as the paper prints them, by arm.
     """
 
     name: str
     plan: SweepPlan
     second: SweepPlan | None = None
-    printed: Mapping[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
+    printed: Mapping[str, PrintedCount] = field(default_factory=dict[str, PrintedCount])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -201,6 +201,16 @@ class ModelCosts:
         shape = _shape(model, recipe, _heads(model, recipe))
         return 0 if shape is None else sum(layer.trained_factor_values for layer in shape.adapted.values())
 
+    def base_values(self, recipe: Recipe) -> int:
+        """Return the values of the model, its head left out: what full fine-tuning trains.
+
+        Args:
+            recipe: The recipe.
+        """
+        model = self._model(recipe)
+        heads = tuple(f"{head}." for head in _heads(model, recipe))
+        return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(heads))
+
     def kept_bytes(self, recipe: Recipe) -> int:
         """Return about what the weights take that a run keeps: those of the whole model, or two factors a site.
 
