@@ -1,6 +1,6 @@
-"""Write `docs/results.md` and its figures from the kept results of every artefact; a test holds the page to them.
+"""Write `docs/results.md`, a page for each artefact, and figures from the kept results; a test holds them to these.
 
-Plain: the page and the figures whose records have changed. `--judge` judges the kept records again first, where claims
+Plain: the pages and the figures whose records have changed. `--judge` judges the kept records again first, where claims
 or their tests have changed since. `--figures` draws all figures.
 """
 
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from asymlora.errors import AsymloraError, DataError
 from asymlora.papers import catalogue
 from asymlora.reproduce.by_paper import Paper
 from asymlora.reproduce.kept_results import KEPT, judge_again
-from asymlora.reproduce.results_page import drawn_from, read_entries, render, save_figure
+from asymlora.reproduce.results_page import PAGE, drawn_from, pages, read_entries, save_figure
+from asymlora.reproduce.results_sections import PAGES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
-PAGE = ROOT / "docs" / "results.md"
-FIGURES = ROOT / "docs" / "figures"
+DOCS = ROOT / "docs"
+FIGURES = DOCS / "figures"
 PAPERS = (
     Paper(
         arxiv="2406.08447", name="Hayou, Ghosh and Yu 2024",
@@ -29,8 +31,8 @@ PAPERS = (
 )  # fmt: skip
 
 
-def page(results: Path = RESULTS) -> str | None:
-    """Return the page that belongs to kept results; None where there are none.
+def written(results: Path = RESULTS) -> Mapping[str, str]:
+    """Return the pages that belong to kept results, by path below `docs`; none where nothing is kept.
 
     Args:
         results: Folder with a folder for each artefact.
@@ -38,7 +40,7 @@ def page(results: Path = RESULTS) -> str | None:
     kept = _kept_names(results)
     entries = read_entries(map(catalogue.find, kept), results)
     not_run = [name for name in catalogue.NAMES if name not in kept]
-    return render(entries, papers=PAPERS, not_run=not_run) if entries else None
+    return pages(entries, papers=PAPERS, not_run=not_run) if entries else {}
 
 
 def _kept_names(results: Path) -> list[str]:
@@ -76,12 +78,14 @@ def write(*, judge: bool, figures: bool) -> None:
     for entry in read_entries(kept, RESULTS):
         if figures or drawn_from(FIGURES / entry.figure) != entry.kept.digest:
             print(save_figure(entry, FIGURES))
-    text = page()
-    if text is None:
+    texts = written()
+    if not texts:
         print("There are no kept results yet: asymlora reproduce NAME --keep experiments/results.")
         return
-    PAGE.write_text(text, encoding="utf-8")
-    print(PAGE)
+    (DOCS / PAGES).mkdir(exist_ok=True)
+    for path, text in texts.items():
+        (DOCS / path).write_text(text, encoding="utf-8")
+    print(DOCS / PAGE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`docs/results.md` and its figures are those of the kept results, and every listed claim has its verdict there."""
+"""`docs/results.md`, its pages and figures are those of the kept results, and every listed claim has its verdict."""
 
 from __future__ import annotations
 
@@ -26,15 +26,21 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return results_page
 
 
-def test_the_page_is_what_the_script_writes_from_the_kept_results(script: Any) -> None:
-    there = (DOCS / "results.md").is_file()
-    assert script.page() == ((DOCS / "results.md").read_text(encoding="utf-8") if there else None)
-    assert ("- results.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")) == there
+def _texts() -> dict[str, str]:
+    there = [file for file in (DOCS / "results.md", *(DOCS / "results").glob("*")) if file.is_file()]
+    return {file.relative_to(DOCS).as_posix(): file.read_text(encoding="utf-8") for file in there}
+
+
+def test_the_pages_are_what_the_script_writes_from_the_kept_results(script: Any) -> None:
+    texts = _texts()
+    assert script.written() == texts
+    shown = re.findall(r"^ +- (results[/.].*)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert shown == [path for path in ("results.md", *(f"results/{name}.md" for name in NAMES)) if path in texts]
 
 
 def test_every_claim_of_what_was_run_has_its_verdict_on_the_page() -> None:
-    page = (DOCS / "results.md").read_text(encoding="utf-8") if NAMES else ""
     for name in NAMES:
+        page = (DOCS / "results" / f"{name}.md").read_text(encoding="utf-8")
         findings = read_kept(RESULTS / name).findings
         for claim in catalogue.find(name).claims:
             assert f"`{claim.key}`: **{findings[claim.key].verdict}**" in page, (name, claim.key)
@@ -44,7 +50,7 @@ def test_results_that_the_page_would_not_show_are_refused(script: Any, tmp_path:
     (tmp_path / f"{catalogue.NAMES[0]}-paper").mkdir()
     (tmp_path / f"{catalogue.NAMES[0]}-paper" / KEPT).write_text("{}")
     with pytest.raises(DataError, match=rf"that the page does not show: {catalogue.NAMES[0]}-paper"):
-        script.page(tmp_path)
+        script.written(tmp_path)
 
 
 def test_figures_are_those_of_the_kept_records() -> None:
@@ -52,6 +58,6 @@ def test_figures_are_those_of_the_kept_records() -> None:
     assert drawn == {name: read_kept(RESULTS / name).digest for name in NAMES}
 
 
-def test_links_within_the_page_lead_to_its_headings() -> None:
-    page = (DOCS / "results.md").read_text(encoding="utf-8") if NAMES else ""
-    assert set(re.findall(r"\]\(#([^)]+)\)", page)) == set(NAMES)
+def test_links_lead_to_the_pages() -> None:
+    texts = _texts()
+    assert set(re.findall(r"\]\((results/[^)]+)\)", texts.get("results.md", ""))) == set(texts) - {"results.md"}

@@ -45,10 +45,10 @@ def test_what_a_paper_got_right_is_told_by_its_verdicts() -> None:
     (group,) = by_paper([TABLE, figure], [PAPER])
     assert got_right(group) == (
         "Of its 5 claims here 4 could be tested on these models and data: 2 hold, 1 fails, 1 undecided."
-        " Right, of its abstract: So says trained_b ([table](#table))."
-        " Right, elsewhere in it: `row` of [table](#table)."
-        " Wrong here, of its abstract: So says random_a ([table](#table))."
-        " Neither shown nor refuted, of its abstract: So says gap ([figure](#figure))."
+        " Right, of its abstract: So says trained_b ([table](results/table.md))."
+        " Right, elsewhere in it: `row` of [table](results/table.md)."
+        " Wrong here, of its abstract: So says random_a ([table](results/table.md))."
+        " Neither shown nor refuted, of its abstract: So says gap ([figure](results/figure.md))."
         " Of 1 that follow from its theory, by us: 1 holds, 0 fail, 0 undecided."
         " Of 1 that it leaves open: 0 hold, 0 fail, 1 undecided."
     )

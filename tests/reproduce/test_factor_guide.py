@@ -61,10 +61,10 @@ def test_the_verdicts_choose_the_answer(b_better: Verdict, a_as_good: Verdict, a
 
 def test_the_findings_stand_below_the_answer_and_what_is_missing_is_named() -> None:
     page = _page({"glue.b_better": "holds", "glue.a_as_good": "holds"})
-    row = "| So says glue.b_better. | **holds** | Mean 13 points. | [glue](results.md#glue) |"
+    row = "| So says glue.b_better. | **holds** | Mean 13 points. | [glue](results/glue.md) |"
     assert row in page
     assert "Not run yet: `vision`." in page
-    assert "| rank | 8 | So says glue.b_better: **holds** ([glue](results.md#glue)); Not run yet: `rank` |" in page
+    assert "| rank | 8 | So says glue.b_better: **holds** ([glue](results/glue.md)); Not run yet: `rank` |" in page
 
 
 def test_without_a_finding_there_is_no_answer() -> None:

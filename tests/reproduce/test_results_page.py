@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,8 @@ from asymlora.reproduce.claim import Finding
 from asymlora.reproduce.evidence import Evidence
 from asymlora.reproduce.kept_results import keep
 from asymlora.reproduce.plain_findings import all_of
-from asymlora.reproduce.results_page import drawn_from, read_entries, render, save_figure
+from asymlora.reproduce.results_page import PAGE, drawn_from, pages, read_entries, save_figure
+from asymlora.reproduce.results_sections import Entry
 from reproduce.made_artefact import ARTEFACT, NAME, REMARKS, TYPED, run_folder
 
 
@@ -31,13 +34,17 @@ def results(tmp_path: Path, once: Path) -> Path:
     return Path(shutil.copytree(once, tmp_path / "results"))
 
 
+def _overview(entries: Sequence[Entry], **options: Any) -> str:
+    return pages(entries, **options)[PAGE]
+
+
 def _rows(page: str, heading: str) -> list[list[str]]:
     lines = [line for line in page.split(heading)[1].split("\n## ")[0].splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_the_page_begins_with_counts_and_every_claim(results: Path) -> None:
-    page = render(read_entries([ARTEFACT], results), not_run=["other"])
+    page = _overview(read_entries([ARTEFACT], results), not_run=["other"])
     assert "4 claims of 1 artefact, 1 minute of two cores: 2 hold, 0 fail, 1 undecided, 1 not testable here." in page
     assert "Not run yet: `other`." in page
     assert "These levels are for each claim" in page
@@ -50,14 +57,14 @@ def test_the_page_begins_with_counts_and_every_claim(results: Path) -> None:
     ]
     assert table[3] == ["artefact", "claim", "paper", "ours", "test", "verdict"]
     assert [row[-1] for row in table[4:]] == ["**holds**", "**holds**", "**undecided**", "**not testable here**"]
-    assert table[4][:3] == ["[made_up](#made_up)", "Init[A] is better.", "90.69 against 89.47"]
+    assert table[4][:3] == ["[made_up](results/made_up.md)", "Init[A] is better.", "90.69 against 89.47"]
     assert table[4][4] == "p 0.031, 6 pairs"
-    assert [row[4] for row in table[5:]] == ["as stated below", "2 pairs, no test", "-"]
+    assert [row[4] for row in table[5:]] == ["as stated", "2 pairs, no test", "-"]
     assert table[5][1:3] == ["Wider layers take smaller rates: &#124;r&#124; &lt; 1.", "-"]
 
 
 def test_what_the_abstract_says_stands_by_itself(results: Path) -> None:
-    page = render(read_entries([ARTEFACT], results)).split("\n### made_up")[0]
+    page = _overview(read_entries([ARTEFACT], results)).split("Figures, settings")[0]
     rows = _rows(page, "What the abstract says")
     assert [row[:2] for row in rows[1:]] == [["Init[A] is better.", "**holds**"]]
 
@@ -69,20 +76,24 @@ def test_the_table_of_all_claims_comes_first_and_each_paper_has_its_section(resu
         for name, number in (("one", "2406.08447"), ("two", "2402.16842"))
     )
     paper = Paper(arxiv="2402.16842", name="Zhu et al. 2024", title="Asymmetry")
-    page = render([first, entry, second], papers=[paper])
-    headings = [line for line in page.splitlines() if re.match(r"##? |### (one|two|made_up)$", line)]
-    assert headings == [
+    page = _overview([first, entry, second], papers=[paper])
+    assert [line for line in page.splitlines() if line.startswith("#")] == [
         "# The papers' claims, judged", "## All claims", "## What the papers got right", "## How they were judged",
-        "## arXiv:2406.08447", "### one", "## Zhu et al. 2024: Asymmetry", "### two", "## Beyond the papers",
-        "### made_up",
+        "## arXiv:2406.08447", "## Zhu et al. 2024: Asymmetry", "## Beyond the papers",
     ]  # fmt: skip
+    below = page.split("## arXiv:2406.08447")[1]
+    assert re.findall(r"^\| \[(\w+)\]\(results/\1\.md\) \| A made-up table", below, re.MULTILINE) == [
+        "one",
+        "two",
+        "made_up",
+    ]
     right = page.split("## What the papers got right")[1].split("\n## ")[0]
     assert "**Zhu et al. 2024.** Of its 4 claims here 3 could be tested" in right
-    assert set(re.findall(r"\]\(#([^)]+)\)", page)) == {"one", "two", "made_up"}
+    assert list(pages([first, entry, second])) == [PAGE, "results/one.md", "results/made_up.md", "results/two.md"]
 
 
 def test_the_same_results_give_the_same_text(results: Path) -> None:
-    first, second = (render(read_entries([ARTEFACT], results)) for _ in range(2))
+    first, second = (_overview(read_entries([ARTEFACT], results)) for _ in range(2))
     assert first == second
     assert first.endswith("\n")
     assert not first.endswith("\n\n")
@@ -95,14 +106,15 @@ def test_artefacts_without_results_are_passed_over(tmp_path: Path) -> None:
 def test_one_of_each_verdict_is_one_that_holds_or_fails(results: Path) -> None:
     (entry,) = read_entries([ARTEFACT], results)
     findings = {**entry.kept.findings, "smaller": Finding(verdict="fails", ours="x")}
-    page = render([replace(entry, kept=replace(entry.kept, findings=findings))])
+    page = _overview([replace(entry, kept=replace(entry.kept, findings=findings))])
     assert "1 holds, 1 fails, 1 undecided, 1 not testable here." in page
 
 
 def test_results_of_a_run_that_was_not_finished_say_so(results: Path) -> None:
     (entry,) = read_entries([ARTEFACT], results)
-    page = render([replace(entry, kept=replace(entry.kept, finished=False))])
+    page = _overview([replace(entry, kept=replace(entry.kept, finished=False))])
     assert "Begun and not finished, so that verdicts may change: `made_up`." in page
+    page = pages([replace(entry, kept=replace(entry.kept, finished=False))])["results/made_up.md"]
     assert "- **Not finished**: not all that the artefact asks for has been run." in page
 
 
@@ -113,8 +125,8 @@ def test_a_claim_of_several_tests_shows_what_came_of_each(results: Path) -> None
         {"SST-2": first, "RTE": replace(first, verdict="fails", ours="Mean -2 points, p 0.031.", estimate=-0.02)}
     )
     kept = replace(entry.kept, findings={**entry.kept.findings, "smaller": joined})
-    row = _rows(render([replace(entry, kept=kept)]), "## All claims")[5]
-    assert row[3:] == ["Holds: SST-2 (0.01). Fails: RTE (-0.02).", "2 tests, below", "**fails**"]
+    row = _rows(_overview([replace(entry, kept=kept)]), "## All claims")[5]
+    assert row[3:] == ["Holds: SST-2 (0.01). Fails: RTE (-0.02).", "2 tests", "**fails**"]
 
 
 def test_a_figure_without_its_records_is_an_error_that_says_so(results: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from asymlora.reproduce.artefact import Scale
 from asymlora.reproduce.kept_results import keep, read_kept
 from asymlora.reproduce.remarks import read_remarks
-from asymlora.reproduce.results_sections import Entry, core_seconds, plain, section
+from asymlora.reproduce.results_sections import Entry, artefact_page, core_seconds, plain
 from reproduce.made_artefact import ARTEFACT, NAME, REMARKS, SCALE, TYPED, run_folder
 
 
@@ -21,19 +21,19 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
 
 
 def _text(entry: Entry) -> str:
-    return "\n".join(section(entry))
+    return artefact_page(entry)
 
 
 def test_what_was_run_is_told(entry: Entry) -> None:
     text = _text(entry)
     for said in (
-        "## made_up", "**A made-up table** (Nobody, 2026).", "That A &#124; B.", "- Model: MiniLM.",
+        "# made_up", "**A made-up table** (Nobody, 2026).", "That A &#124; B.", "- Model: MiniLM.",
         "- Scale: small; `task`: 24 runs, `toy`: 6 measurements at 2 points.",
         "0.6 minutes of two cores (stated beforehand: 3), from 2026-11-29 to 2026-11-30; the largest process held 1.0"
         " GiB.",
         "Linux x86_64, 2 processors, no accelerator; Python 3.11.7, asymlora 0.1, torch 2.6.",
         "- In a later session (first / later): cpus: 2 / 4.", f"```\n{TYPED}\n```",
-        "![A made-up table](figures/results_made_up.svg)",
+        "![A made-up table](../figures/results_made_up.svg)",
     ):  # fmt: skip
         assert said in text
 
@@ -73,7 +73,7 @@ def test_what_an_artefact_has_not_is_left_out(entry: Entry) -> None:
     bare = Scale(parts=SCALE.parts, minutes=None, memory_gib=None, data=(), settings=())
     kept = replace(entry.kept, stated={})
     text = _text(replace(entry, kept=kept, artefact=replace(ARTEFACT, small=bare)))
-    for head in ("- Model", "### Data", "### Settings", "Cut to fit", "stated beforehand"):
+    for head in ("- Model", "## Data", "## Settings", "Cut to fit", "stated beforehand"):
         assert head not in text
     assert "asymlora reproduce made_up --out" in text
 

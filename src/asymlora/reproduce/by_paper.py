@@ -126,12 +126,12 @@ def verdicts_said(counts: Mapping[str, int]) -> str:
 
 
 def link(entry: Entry) -> str:
-    """Return a link to an artefact's part of the page.
+    """Return a link to an artefact's page.
 
     Args:
         entry: The artefact.
     """
-    return f"[{entry.artefact.name}](#{entry.artefact.name})"
+    return f"[{entry.artefact.name}]({entry.page})"
 
 
 def _named(head: str, group: Group, verdict: Verdict) -> Iterator[str]:

@@ -15,7 +15,7 @@ from asymlora.errors import SpecError
 from asymlora.reproduce.artefact import Artefact
 from asymlora.reproduce.claim import Claim, Finding, Verdict
 from asymlora.reproduce.kept_results import kept_findings
-from asymlora.reproduce.results_sections import first_sentence, ours, plain, table, verdict_text
+from asymlora.reproduce.results_sections import first_sentence, ours, page_of, plain, table, verdict_text
 
 RESULTS = "results.md"
 """Page that the findings are linked to."""
@@ -248,4 +248,4 @@ def _findings(default: Default, backings: Mapping[str, Backing]) -> str:
 
 
 def _link(artefact: str) -> str:
-    return f"[{artefact}]({RESULTS}#{artefact})"
+    return f"[{artefact}]({page_of(artefact)})"

@@ -1,4 +1,4 @@
-"""The page of results: every claim with its verdict, then artefact by artefact, as Markdown. No torch in here.
+"""The page of results, every claim with its verdict, and a page for each artefact, as Markdown. No torch in here.
 
 Figures are drawings (SVG) of the same records; each says in a comment which ones by their SHA-256.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from asymlora.atomic import write_file
@@ -21,15 +21,16 @@ from asymlora.reproduce.remarks import REMARKS, read_remarks, without_remark
 from asymlora.reproduce.results_sections import (
     KINDS,
     Entry,
+    artefact_page,
     core_seconds,
     ours,
     p_text,
     plain,
-    section,
     table,
     verdict_text,
 )
 
+PAGE = "results.md"
 COMMAND = "python experiments/results_page.py"
 _DRAWN_FROM = re.compile(r"<!-- drawn from records with SHA-256 ([0-9a-f]{64}) -->")
 
@@ -56,8 +57,8 @@ def read_entries(artefacts: Iterable[Artefact], results: Path) -> list[Entry]:
     ]
 
 
-def render(entries: Sequence[Entry], *, papers: Sequence[Paper] = (), not_run: Sequence[str] = ()) -> str:
-    """Return the page.
+def pages(entries: Sequence[Entry], *, papers: Sequence[Paper] = (), not_run: Sequence[str] = ()) -> Mapping[str, str]:
+    """Return the page of all results and that of each artefact.
 
     Args:
         entries: What is known of each artefact.
@@ -65,15 +66,17 @@ def render(entries: Sequence[Entry], *, papers: Sequence[Paper] = (), not_run: S
         not_run: Names of artefacts that have no kept results.
 
     Returns:
-        Markdown, the same for the same results.
+        Markdown by path, the page of all results first; the same for the same results.
     """
-    groups = by_paper(entries, papers)
+    overview = _overview(entries, by_paper(entries, papers), not_run)
+    return {PAGE: overview} | {entry.page: artefact_page(entry) for entry in entries}
+
+
+def _overview(entries: Sequence[Entry], groups: Sequence[Group], not_run: Sequence[str]) -> str:
     lines = ["# The papers' claims, judged", "", *_opening(entries, not_run), *_all(entries, groups)]
     lines += [*_got_right(groups), *_how_judged()]
     for group in groups:
-        lines += [f"## {plain(group.heading)}", "", *_abstract(group)]
-        for entry in group.entries:
-            lines += section(entry)
+        lines += [f"## {plain(group.heading)}", "", *_abstract(group), *_artefacts(group)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -194,6 +197,21 @@ def _abstract(group: Group) -> list[str]:
     return ["What the abstract says, and what came of it:", "", *table(heads, rows)]
 
 
+def _artefacts(group: Group) -> list[str]:
+    rows = [
+        (
+            link(entry), plain(entry.artefact.title),
+            verdicts_said(Counter(found.verdict for _, found in entry.claims)),
+        )
+        for entry in group.entries
+    ]  # fmt: skip
+    return [
+        "Figures, settings, tests and records, artefact by artefact:",
+        "",
+        *table(("artefact", "what it is", "claims"), rows),
+    ]
+
+
 def _all(entries: Sequence[Entry], groups: Sequence[Group]) -> list[str]:
     rows = [
         (
@@ -229,5 +247,5 @@ def _test(found: Finding) -> str:
     if found.verdict == "not testable here":
         return "-"
     if found.joined > 1:
-        return f"{found.joined} tests, below"
-    return f"{found.pairs} pairs, no test" if found.pairs else "as stated below"
+        return f"{found.joined} tests"
+    return f"{found.pairs} pairs, no test" if found.pairs else "as stated"

@@ -1,4 +1,4 @@
-"""One artefact's part of the page of results, as Markdown: what was run, its figure, each claim with its test.
+"""One artefact's page of results, as Markdown: what was run, its figure, each claim with its test.
 
 Everything is from the artefact and from kept results; the same results give the same text. No torch.
 """
@@ -22,11 +22,13 @@ KINDS: Mapping[str, str] = {
     "question": "left open by the paper",
 }
 """Where a claim stands, for people."""
+PAGES = "results"
+"""Folder of the artefacts' pages, beside the page of all results."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """All that the page says of one artefact.
+    """All that is said of one artefact.
 
     Attributes:
         artefact: The artefact.
@@ -54,20 +56,37 @@ class Entry:
         """Name of the figure's file."""
         return f"results_{self.artefact.name}.svg"
 
+    @property
+    def page(self) -> str:
+        """Path of its page, seen from the page of all results."""
+        return page_of(self.artefact.name)
 
-def section(entry: Entry) -> list[str]:
-    """Return the lines of an artefact's part of the page.
+
+def page_of(name: str) -> str:
+    """Return the path of an artefact's page, seen from the page of all results.
+
+    Args:
+        name: Of the artefact.
+    """
+    return f"{PAGES}/{name}.md"
+
+
+def artefact_page(entry: Entry) -> str:
+    """Return the page of an artefact.
 
     Args:
         entry: The artefact and what is known of it.
     """
     artefact, scale = entry.artefact, entry.scale
-    return [
-        f"### {artefact.name}", "", f"**{plain(artefact.title)}** ({plain(artefact.source)}).", "",
-        plain(artefact.shows), "", *_run(entry), f"![{plain(artefact.title)}](figures/{entry.figure})", "",
-        "#### Claims", "", *_numbers(entry), *(line for pair in entry.claims for line in _claim(entry, *pair)),
-        *_settings(scale), *_data(scale), *_listed("Cut to fit, first what went first:", scale.cut), *_again(entry),
+    lines = [
+        f"# {artefact.name}", "", f"**{plain(artefact.title)}** ({plain(artefact.source)}).", "",
+        plain(artefact.shows), "", f"![{plain(artefact.title)}](../figures/{entry.figure})", "",
+        "## Claims", "", *_numbers(entry), *(line for pair in entry.claims for line in _claim(entry, *pair)),
+        *_run(entry), *_settings(scale), *_data(scale),
+        *_listed("Cut to fit, first what went first:", scale.cut), *_again(entry),
+        "All claims, and how they were judged: [Results](../results.md).",
     ]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def plain(text: str) -> str:
@@ -147,7 +166,7 @@ def _run(entry: Entry) -> list[str]:
     if kept.second_look:
         names = ", ".join(f"`{name}`" for name in kept.second_look)
         lines.append(f"- Undecided after six paired seeds, so gone on with to ten: {names}.")
-    return ["#### What was run", "", *lines, "", "```", *kept.commands, "```", ""]
+    return ["## What was run", "", *lines, "", "```", *kept.commands, "```", ""]
 
 
 def _amount(kept: Kept) -> str:
@@ -241,7 +260,7 @@ def _stated_test(entry: Entry, claim: Claim) -> list[str]:
 def _settings(scale: Scale) -> list[str]:
     rows = [(plain(s.what), plain(s.paper), plain(s.ours), plain(s.why)) for s in scale.settings]
     heads = ("setting", "paper", "ours", "why")
-    return ["#### Settings that differ or are unknown", "", *table(heads, rows)] if rows else []
+    return ["## Settings that differ or are unknown", "", *table(heads, rows)] if rows else []
 
 
 def _data(scale: Scale) -> list[str]:
@@ -249,7 +268,7 @@ def _data(scale: Scale) -> list[str]:
         (plain(data.name), plain(data.source), f"`{data.place}`" if data.place else "with its package")
         for data in scale.data
     ]
-    return ["#### Data", "", *table(("data", "public source", "below `--data-root`"), rows)] if rows else []
+    return ["## Data", "", *table(("data", "public source", "below `--data-root`"), rows)] if rows else []
 
 
 def _listed(head: str, items: Sequence[str]) -> list[str]:
@@ -261,7 +280,7 @@ def _again(entry: Entry) -> list[str]:
     root = " --data-root FOLDER" if any(data.place for data in entry.scale.data) else ""
     command = f"asymlora reproduce {artefact.name}{scale}{root} --out reproductions/{artefact.name}-again"
     return [
-        "#### How to run it again", "", "```", f"{command} --against experiments/results", "```", "",
+        "## How to run it again", "", "```", f"{command} --against experiments/results", "```", "",
         f"That holds each new number against the interval of the kept one (`experiments/results/{artefact.name}`). The"
         " folder must be a new one: of a finished run nothing is done again.", "",
     ]  # fmt: skip
