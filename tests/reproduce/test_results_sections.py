@@ -46,7 +46,7 @@ def test_every_claim_has_its_verdict_test_and_numbers(entry: Entry) -> None:
     (numbers,) = [line for line in text.splitlines() if line.startswith("| `ahead` |")]
     cells = [cell.strip() for cell in numbers.strip("|").split("|")]
     found = entry.kept.findings["ahead"]
-    assert cells[:3] == ["`ahead`", "**holds**", "the paper's abstract"]
+    assert cells[:3] == ["`ahead`", "**holds**", "abstract"]
     assert cells[3] == f"{found.estimate:.3g}"
     assert cells[5:7] == ["0.031", "6"]
     assert "Paper: 90.69 against 89.47." in text
