@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_marks_of_arms_at_one_rate_do_not_hide_each_other_nor_the_data() -> None
 
 
 def test_what_the_marks_mean_stands_below_the_title_and_nothing_else() -> None:
-    title = _rates(TASK).plotly.layout.title.text
+    title = _rates(TASK).plotly.layout.title.text.replace("</sup><br><sup>", " ")
     assert (
         "ring: best rate; triangle: largest stable rate tried; cross: a run diverged, collapsed or failed there"
         in title
@@ -166,3 +167,15 @@ def test_ticks_of_a_logarithmic_axis_are_few_round_numbers(
     axis = over_steps([panel], title="t", y="y").plotly.layout.yaxis
     assert (list(axis.ticktext) if axis.ticktext else None) == ticks
     assert (axis.dtick == 1) == (values[1] / values[0] > 300)
+
+
+def test_what_is_wider_than_the_figure_is_wrapped_and_the_figure_grows() -> None:
+    short, long = (
+        lines_over([Panel(title="", lines={"a": {1.0: [1.0, 2.0]}})], title=title, x="x", y="y").plotly.layout
+        for title in ("A title", "A title of many words " * 8)
+    )
+    assert short.title.text == "A title<br><sup>line: median over seeds, band: range</sup>"
+    lines = re.sub(r"</?sup>", "", long.title.text).split("<br>")
+    assert len(lines) == 3
+    assert " ".join(lines[:2]) == ("A title of many words " * 8).strip()
+    assert long.height - short.height == long.margin.t - short.margin.t > 0

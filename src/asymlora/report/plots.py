@@ -21,7 +21,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star")
-_SIZE = {"width": 760, "height": 440}
+SIZE = (760, 440)
+"""Width and height of a figure of one panel, pixels."""
 
 
 class Figure:
@@ -244,7 +245,8 @@ def lay_out(figure: Any, title: str, x_title: str, y_title: str, legend: str) ->
         template="plotly_white",
         font={"family": "Inter, Helvetica, Arial, sans-serif", "size": 13},
         margin={"l": 70, "r": 20, "t": 70, "b": 60},
-        **_SIZE,
+        width=SIZE[0],
+        height=SIZE[1],
     )
     figure.update_xaxes(showline=True, linecolor="#444", ticks="outside", automargin=True)
     figure.update_yaxes(showline=True, linecolor="#444", ticks="outside", automargin=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from asymlora.errors import DataError, SpecError
-from asymlora.report.plots import COLOURS, Figure, add_line, lay_out, plotly_graph
+from asymlora.report.plots import COLOURS, SIZE, Figure, add_line, lay_out, plotly_graph
 
 Lines = Mapping[str, Mapping[float, Sequence[float]]]
 """By arm and place on the horizontal axis: one value a seed. Drawn are their median, and their range as a band."""
@@ -21,6 +22,8 @@ Log = Literal["", "x", "y", "xy"]
 _COLUMNS = 3
 _PANEL = (330, 290)
 """Pixels of one of several panels, its titles and axes included."""
+_TITLE_LETTER, _MARKS_LETTER, _LINE = 8.5, 6.2, 18
+"""Pixels: about the width of a letter in the title and in the line below it, and the height of a line."""
 _GREY = "#666666"
 _OF_A_RATE = {
     "best": "ring: best rate",
@@ -177,25 +180,30 @@ class _Grid:
             horizontal_spacing=0.2 / self.columns,
             subplot_titles=[panel.title for panel, _ in self.panels] if several else None,
         )  # fmt: skip
-        lay_out(self.figure, self._headed(title), "", "", "")
+        width, height = (self.columns * _PANEL[0] + 140, self.rows * _PANEL[1] + 90) if several else SIZE
+        head = self._headed(title, width)
+        lay_out(self.figure, head, "", "", "")
         for number, (panel, lines) in enumerate(self.panels):
             place = {"row": number // self.columns + 1, "col": number % self.columns + 1}
             self._axes(number, place, x, y)
             if lines:
                 self._panel(panel, lines, place)
-        if several:
-            width, height = self.columns * _PANEL[0] + 140, self.rows * _PANEL[1] + 90
-            self.figure.update_layout(width=width, height=height, margin={"t": 110})
+        further = _LINE * max(0, head.count("<br>") - 1)
+        margin = {"t": (110 if several else 70) + further}
+        self.figure.update_layout(width=width, height=height + further, margin=margin)
         return Figure(self.figure)
 
-    def _headed(self, title: str) -> str:
+    def _headed(self, title: str, width: int) -> str:
         marks = [words for name, words in _OF_A_RATE.items() if any(getattr(panel, name) for panel, _ in self.panels)]
         if self._has_bands():
             marks.insert(0, "line: median over seeds, band: range")
         dropped = self._count(panel.lines for panel, _ in self.panels) - self._count(lines for _, lines in self.panels)
         if dropped:
             marks.append(f"left out: {dropped} values that are not finite, or not above 0 on a logarithmic axis")
-        return title + (f"<br><sup>{'; '.join(marks)}</sup>" if marks else "")
+        # Nothing wraps a title that is wider than its figure.
+        lines = textwrap.wrap(title, int(width / _TITLE_LETTER))
+        lines += (f"<sup>{line}</sup>" for line in textwrap.wrap("; ".join(marks), int(width / _MARKS_LETTER)))
+        return "<br>".join(lines)
 
     def _has_bands(self) -> bool:
         return any(len(values) > 1 for _, lines in self.panels for line in lines.values() for values in line.values())
