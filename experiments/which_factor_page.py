@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "which_factor.md"
 
 
 def page(results: Path = RESULTS) -> str | None:
-    """Return the page that belongs to kept findings; None where it has none of those that it asks for.
+    """Return the page that belongs to kept findings; None where no question is answered by them.
 
     Args:
         results: Folder with a folder for each artefact.
@@ -27,7 +27,8 @@ def page(results: Path = RESULTS) -> str | None:
     artefacts = list(catalogue.every())
     GUIDE.refuse_unknown(artefacts)
     backings = read_backings(artefacts, results)
-    return render(GUIDE, backings) if any(name in backings for name in GUIDE.names) else None
+    answered = any(answer.fits(backings) for question in GUIDE.questions for answer in question.answers)
+    return render(GUIDE, backings) if answered else None
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     except AsymloraError as error:
         sys.exit(str(error))
     if text is None:
-        print("There are no kept results yet: asymlora reproduce NAME --keep experiments/results.")
+        print("No kept finding answers a question yet: asymlora reproduce NAME --keep experiments/results.")
         return
     PAGE.write_text(text, encoding="utf-8")
     print(PAGE)

@@ -226,8 +226,8 @@ def _numbers(entry: Entry) -> list[str]:
     said = (
         f"*Kind*: {kinds}. Effects are in the unit of what is measured (a fraction for accuracies); the sentences below"
         " give them with units. *Interval*: at 1 less the level of the test, so 96.9 % with six seeds and 98.1 % with"
-        " ten; of 95 % where there is no test. *Detectable*: the effect that so many pairs find with 80 % power; *seeds needed*: to"
-        " decide the effect as it was measured."
+        " ten; of 95 % where there is no test. *Detectable*: the effect that so many pairs find with 80 % power; *seeds"
+        " needed*: to decide the effect as it was measured."
     )
     return [*table(heads, rows), said, ""]
 
