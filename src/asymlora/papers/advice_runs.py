@@ -165,7 +165,9 @@ def _advised_part(recipes: Mapping[str, Recipe], *, steps: int, values: int) -> 
         for name in recipes
         for seed in closing_seeds(FIRST_SEEDS)
     )
-    return MeasuredPart(name=ADVISED, points=points, measure=partial(measure_advised, recipes=recipes))
+    return MeasuredPart(
+        name=ADVISED, points=points, measure=partial(measure_advised, recipes=recipes), recipes=tuple(recipes.values())
+    )
 
 
 # A point -------------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def measure_gaps(point: Point, *, data_root: Path) -> list[Record]:
     from asymlora.train.callbacks import quiet_transformers
 
     quiet_transformers()
-    base_recipe = _recipe(point, data_root)
+    base_recipe = recipe_of(point, data_root)
     base = LoadedBase(base_recipe)
     prepared = base.prepared
     base.prepared = replace(prepared, closing={"train": lambda network: _on_training_rows(network, prepared)})
@@ -142,7 +142,13 @@ def _error(accuracy: float | None) -> float | None:
     return None if accuracy is None else 1 - accuracy
 
 
-def _recipe(point: Point, data_root: Path) -> Recipe:
+def recipe_of(point: Point, data_root: Path) -> Recipe:
+    """Return model, data and training of a short run.
+
+    Args:
+        point: As for `measure_gaps`.
+        data_root: Where data sets stand.
+    """
     if name := point.get("recipe"):
         recipe = paper_recipe(name)
         data = replace(recipe.data, seed=point["seed"])

@@ -180,24 +180,31 @@ CONVOLUTIONS = "efficientnet"
 """The name of the model that is no recipe's."""
 
 
+def recipe_of(point: Point, data_root: Path) -> Recipe:
+    """Return the model that a point listens to, and the rows; of convolutions the images of the other image model.
+
+    Args:
+        point: As for `measure_sites`.
+        data_root: Where data sets stand.
+    """
+    if name := point.get("recipe"):
+        recipe = paper_recipe(name)
+        # A name without an owner is a folder as DomainBed writes it, any other one stands on the hub.
+        place = recipe.data.name if "/" in recipe.data.name else str(data_root / "domainbed" / recipe.data.name)
+        return replace(recipe, data=replace(recipe.data, name=place, max_rows=1000, max_scored_rows=100))
+    return MODELS["vit" if point["name"] == CONVOLUTIONS else point["name"]](data_root)
+
+
 def _heard(point: Point, data_root: Path) -> Listened:
     from asymlora.tasks.preparing import prepare_task
     from asymlora.train.advising import batch_loss
     from asymlora.train.callbacks import quiet_transformers
 
     quiet_transformers()
-    convolutions = point["name"] == CONVOLUTIONS
-    if name := point.get("recipe"):
-        recipe = paper_recipe(name)
-        # A name without an owner is a folder as DomainBed writes it, any other one stands on the hub.
-        place = recipe.data.name if "/" in recipe.data.name else str(data_root / "domainbed" / recipe.data.name)
-        recipe = replace(recipe, data=replace(recipe.data, name=place, max_rows=1000, max_scored_rows=100))
-    else:
-        recipe = MODELS["vit" if convolutions else point["name"]](data_root)
-    # A network of convolutions reads the images of the other image model.
+    recipe = recipe_of(point, data_root)
     prepared = prepare_task(recipe.task, recipe.model, recipe.data, head_seed=point["seed"])
     batches = _batches(prepared, recipe.train.batch_size, point)
-    if convolutions:
+    if point["name"] == CONVOLUTIONS:
         return _convolutions(prepared, batches)
     if prepared.fit_head is not None and (head := prepared.fit_head(lambda rows: None)).copy_to_model is not None:
         head.copy_to_model()

@@ -13,11 +13,13 @@ from asymlora.papers.bound_points import (
     MORE_LAYERS,
     SCORED,
     STEPS,
+    Point,
     bound_points,
     gap_points,
     measure_bound,
     measure_gaps,
     paper_gap_points,
+    recipe_of,
 )
 from asymlora.papers.models_and_data import COLA, MINILM, MINILM_NAME, TREC6
 from asymlora.papers.stated_tests import UNKNOWN, closing_seeds
@@ -33,6 +35,15 @@ def _bound_part() -> MeasuredPart:
     )
 
 
+def _gap_part(points: tuple[Point, ...], data_root: Path) -> MeasuredPart:
+    return MeasuredPart(
+        name=GAPS,
+        points=points,
+        measure=partial(measure_gaps, data_root=data_root),
+        recipes=tuple(recipe_of(point, data_root) for point in points),
+    )
+
+
 def small_parts(data_root: Path) -> tuple[Part, ...]:
     """Return the bound at layers of real models, and short runs of MiniLM on few rows.
 
@@ -42,7 +53,7 @@ def small_parts(data_root: Path) -> tuple[Part, ...]:
     points = gap_points(closing_seeds(FIRST_SEEDS), MINILM)
     return (
         _bound_part(),
-        MeasuredPart(name=GAPS, points=points, measure=partial(measure_gaps, data_root=data_root)),
+        _gap_part(points, data_root),
     )
 
 
@@ -55,7 +66,7 @@ def paper_parts(data_root: Path) -> tuple[Part, ...]:
     points = paper_gap_points(closing_seeds(FIRST_SEEDS))
     return (
         _bound_part(),
-        MeasuredPart(name=GAPS, points=points, measure=partial(measure_gaps, data_root=data_root)),
+        _gap_part(points, data_root),
     )
 
 

@@ -69,15 +69,15 @@ def _parts(recipes: Mapping[str, Recipe], rates: Mapping[str, float]) -> tuple[M
         return points_of(variant, start, tasks=tuple(recipes), rate=rate, head=head, units=units)
 
     # Both parts share what they have loaded.
-    measure = Similarities(recipes)
+    measure, read = Similarities(recipes), tuple(recipes.values())
     controls = (
         *(point for start in rates for point in points(SLOWER, start, slower=3, units=SLOWER_UNITS)),
         *points(DRAWN_HEAD, STANDARD, head="random", units=FIRST_SEEDS),
     )
     main = tuple(point for start in rates for point in points(AT_RATE, start, units=FIRST_SEEDS))
     return (
-        MeasuredPart(name=SIMILARITY, points=main, measure=measure),
-        MeasuredPart(name=CONTROLS, points=controls, measure=measure),
+        MeasuredPart(name=SIMILARITY, points=main, measure=measure, recipes=read),
+        MeasuredPart(name=CONTROLS, points=controls, measure=measure, recipes=read),
     )
 
 

@@ -75,7 +75,8 @@ def paper_plans() -> dict[str, SweepPlan]:
 
 def _part(plans: Mapping[str, SweepPlan]) -> tuple[MeasuredPart, ...]:
     points = gap_points(plans, marks=MARKS)
-    return (MeasuredPart(name=GAPS, points=points, measure=partial(measure_gap, plans=plans)),)
+    read = tuple(plan.recipe for plan in plans.values())
+    return (MeasuredPart(name=GAPS, points=points, measure=partial(measure_gap, plans=plans), recipes=read),)
 
 
 # What the records say ------------------------------------------------------------------------------------------------

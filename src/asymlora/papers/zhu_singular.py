@@ -63,12 +63,14 @@ def _parts(sweep: SweepPart, *, model: str, targets: Sequence[str], rate: float)
             name=SPACES,
             points=similarity_points(model, targets, rank=RANK, seeds=DRAWS),
             measure=measure_similarity,
+            recipes=(sweep.plan.recipe,),
         ),
         sweep,
         MeasuredPart(
             name=TRAINED,
             points=training_points(rate, closing_seeds(FIRST_SEEDS)),
             measure=partial(measure_training, plan=sweep.plan, arm=B_ONLY.name),
+            recipes=(sweep.plan.recipe,),
         ),
     )
 

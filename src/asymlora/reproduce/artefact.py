@@ -11,6 +11,8 @@ from asymlora.reproduce.claim import Claim
 from asymlora.reproduce.evidence import Evidence, Record
 from asymlora.reproduce.printed_count import PrintedCount
 from asymlora.sweep.grid import SweepPlan
+from asymlora.tasks.packages import Package
+from asymlora.train.recipe import Recipe
 
 ScaleName = Literal["small", "paper"]
 FIRST_SEEDS, MOST_SEEDS = 6, 10
@@ -47,6 +49,9 @@ class MeasuredPart:
             taken for what this one would.
         second: Further points, measured where a claim of the abstract that reads the part is undecided after the first
             look.
+        recipes: Recipes whose pretrained model and data ``measure`` reads: what of these is not there is told before
+            the first run.
+        packages: Other weights that it reads, likewise.
     """
 
     name: str
@@ -54,6 +59,8 @@ class MeasuredPart:
     measure: Callable[[Mapping[str, Any]], list[Record]] = field(repr=False)
     second: tuple[Mapping[str, Any], ...] = ()
     version: int = 1
+    recipes: tuple[Recipe, ...] = field(default=(), repr=False)
+    packages: tuple[Package, ...] = ()
 
 
 Part = SweepPart | MeasuredPart

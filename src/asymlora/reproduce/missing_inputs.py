@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asymlora.errors import AsymloraError, DataNotFoundError, MissingPackageError
-from asymlora.reproduce.artefact import DataSet, Part, Scale, SweepPart
+from asymlora.reproduce.artefact import DataSet, MeasuredPart, Part, Scale, SweepPart
 from asymlora.sweep.grid import cells
 from asymlora.train.recipe import Recipe
 
@@ -57,8 +57,8 @@ def missing_inputs(
     """
     if others and not parts:
         return Missing()
-    recipes = _recipes(parts)
-    wanted = [*(_SWEEPS if recipes else ()), *([("ray", "cluster")] if executor == "ray" else [])]
+    swept = any(isinstance(part, SweepPart) for part in parts)
+    wanted = [*(_SWEEPS if swept else ()), *([("ray", "cluster")] if executor == "ray" else [])]
     packages = [
         f"the package {package}: pip install 'asymlora[{extra}]'"
         for package, extra in wanted
@@ -70,7 +70,7 @@ def missing_inputs(
         for each in scale.data
         if each.place and not (data_root / each.place).exists() and data_root / each.place not in elsewhere - read
     ]
-    for error in _errors_of(recipes, data_root):
+    for error in _errors_of(parts, data_root):
         (packages if isinstance(error, MissingPackageError) else data).append(str(error).rstrip("."))
     return Missing(packages=tuple(dict.fromkeys(packages)), data=tuple(dict.fromkeys(data)))
 
@@ -113,14 +113,19 @@ def place_text(data: DataSet, data_root: Path) -> str:
 
 
 def _recipes(parts: Sequence[Part]) -> list[Recipe]:
-    return [cell.recipe for part in parts if isinstance(part, SweepPart) for cell in cells(part.plan)]
+    return [recipe for part in parts for recipe in _recipes_of(part)]
 
 
-def _errors_of(recipes: Sequence[Recipe], data_root: Path) -> Iterator[AsymloraError]:
+def _recipes_of(part: Part) -> Sequence[Recipe]:
+    return [cell.recipe for cell in cells(part.plan)] if isinstance(part, SweepPart) else part.recipes
+
+
+def _errors_of(parts: Sequence[Part], data_root: Path) -> Iterator[AsymloraError]:
     from asymlora.tasks.embedded_data import EMBEDDED_DATA
     from asymlora.tasks.hub import is_hub_id, is_reachable
     from asymlora.tasks.sources import find_model
 
+    recipes = _recipes(parts)
     for model, revision in dict.fromkeys((recipe.model.name, recipe.model.revision) for recipe in recipes):
         try:
             find_model(model, revision=revision)
@@ -133,5 +138,10 @@ def _errors_of(recipes: Sequence[Recipe], data_root: Path) -> Iterator[AsymloraE
                 shipped.read()
             elif is_hub_id(name) and not Path(name).is_relative_to(data_root) and not is_reachable():
                 yield DataNotFoundError(f"the data set {name} of the hub, which is out of reach")
+        except AsymloraError as error:
+            yield error
+    for package in dict.fromkeys(p for part in parts if isinstance(part, MeasuredPart) for p in part.packages):
+        try:
+            package.file()
         except AsymloraError as error:
             yield error
