@@ -70,7 +70,7 @@ def _evidence(
             *_records(AT_RATE, STANDARD, standard, units), *_records(AT_RATE, REVERSED, reverse, units)
         ],
         CONTROLS: [
-            *_records(SLOWER, STANDARD, standard, 3), *_records(SLOWER, REVERSED, reverse, 3),
+            *_records(SLOWER, STANDARD, standard, units), *_records(SLOWER, REVERSED, reverse, units),
             *_records(DRAWN_HEAD, STANDARD, drawn, units),
         ],
     }  # fmt: skip
@@ -88,7 +88,7 @@ def test_similarities_as_claimed_let_all_claims_hold_but_the_open_ones() -> None
     assert verdicts.pop("letter") == "undecided"
     assert verdicts.pop("rates") == "undecided"
     assert set(verdicts.values()) == {"holds"}
-    assert len(verdicts) == 7
+    assert len(verdicts) == 9
 
 
 def _with(alike: Alike, factor: str, **panels: float) -> Alike:
@@ -109,6 +109,8 @@ OF_NO_TASK = _with(AS_CLAIMED, "zero", shared=0.2)
         ("a_at_chance_if_not", FAR_FROM_CHANCE),
         ("b_follows_the_task", OF_NO_TASK),
         ("hardly_moves", replace(AS_CLAIMED, moved=0.8)),
+        ("hardly_moves_at_a_third", replace(AS_CLAIMED, moved=0.8)),
+        ("a_alike_at_a_third", LOST_START),
         ("after_one_step", replace(AS_CLAIMED, first=0.06)),
     ],
 )

@@ -37,14 +37,15 @@ def test_values_are_means_over_the_other_domains_and_gaps_to_trained_rows() -> N
 @pytest.mark.parametrize(
     ("key", "b_only", "verdict"),
     [
-        ("better_elsewhere", Reached(near=0.7), "holds"),
-        ("better_elsewhere", Reached(near=0.5), "fails"),
+        ("pacs_row", Reached(near=0.5), "holds"),
+        ("pacs_row", Reached(near=0.7), "fails"),
         ("smaller_gap_own", Reached(trained=0.85), "holds"),
         ("smaller_gap_own", Reached(own=0.7), "fails"),
         ("smaller_gap_elsewhere", Reached(far=0.5), "holds"),
         ("smaller_gap_elsewhere", Reached(far=0.3), "fails"),
         ("nearly_as_well", Reached(own=0.795), "holds"),
         ("nearly_as_well", Reached(own=0.75), "fails"),
+        ("nearly_as_well", Reached(own=0.9), "holds"),
         ("b_over_a_own", Reached(own=0.9), "holds"),
         ("b_over_a_own", Reached(own=0.7), "fails"),
         ("b_over_a_elsewhere", Reached(far=0.5), "holds"),
@@ -59,13 +60,14 @@ def test_b_only_is_held_against_each_other_adapter_by_six_seeds(key: str, b_only
 
 def test_a_best_rate_at_an_end_of_the_grid_leaves_a_claim_open() -> None:
     records = evidence("pacs", best={"b_only": 1e-4}, arms={"b_only": Reached(near=0.7)})
-    found = OF["better_elsewhere"].finding(records)
+    found = OF["pacs_row"].finding(records)
     assert found.verdict == "undecided"
     assert "the best rate of B-only is the first or the last one tried" in found.ours
 
 
 def test_at_the_papers_scale_it_is_the_mean_over_all_four_sets() -> None:
     arms = {"b_only": Reached(near=0.7)}
+    assert _found("better_elsewhere", **arms).verdict == "not testable here"  # of PACS the paper says the opposite
     found = _found("better_elsewhere", *PAPER_SETS, **arms)
     assert found.verdict == "holds"
     assert "TerraIncognita, b_only: best rate" in found.ours
@@ -77,16 +79,16 @@ def test_a_seed_that_was_lost_is_named() -> None:
     whole = evidence("pacs", arms={"b_only": Reached(near=0.7)})
     part = domains_of("pacs")
     left = [r for r in whole.records(part) if (r["arm"], r["seed"]) != ("b_only", 4)]
-    found = OF["better_elsewhere"].finding(replace(whole, measured={part: left}))
+    found = OF["pacs_row"].finding(replace(whole, measured={part: left}))
     assert (found.verdict, found.pairs) == ("undecided", 5)
     assert "1 seed (4)" in found.ours
 
 
 def test_the_row_of_pacs_is_told_by_domain_with_the_sign_of_the_paper() -> None:
     found = _found("pacs_row", both=Reached(near=0.8))
-    assert (found.verdict, found.p, found.pairs) == ("undecided", None, 6)
+    assert (found.verdict, found.p, found.pairs) == ("holds", 0.03125, 6)
     assert found.estimate == pytest.approx(0.1 * 1.025)
-    assert "+10.25 points over the other domains; far 0.00 points, near +20.50 points." in found.ours
+    assert "By domain: far 0.00 points, near +20.50 points." in found.ours
 
 
 @pytest.mark.parametrize(
@@ -111,5 +113,7 @@ def test_the_table_tells_every_arm() -> None:
 
 
 def test_nothing_is_judged_without_records() -> None:
-    assert {claim.finding(Evidence()).verdict for claim in CLAIMS} == {"undecided"}
+    verdicts = {claim.key: claim.finding(Evidence()).verdict for claim in CLAIMS}
+    assert verdicts.pop("better_elsewhere") == "not testable here"
+    assert set(verdicts.values()) == {"undecided"}
     assert len(OF) == len(CLAIMS) == 10

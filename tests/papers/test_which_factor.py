@@ -51,10 +51,10 @@ def test_answers_follow_the_findings() -> None:
     assert "B alone. It is as good" not in _page({})
 
 
-@pytest.mark.parametrize(("estimate", "answer"), [(1.0, "\nBoth factors. At the same rank the loss of B alone"),
-                                                  (-1.0, "\nB alone. At the same rank its loss is lower")])  # fmt: skip
+@pytest.mark.parametrize(("estimate", "answer"), [(1.0, "From the leading singular vectors of the pretrained weight."),
+                                                  (-1.0, "Singular vectors of the pretrained weight are")])  # fmt: skip
 def test_a_difference_that_is_found_is_told_by_its_side(estimate: float, answer: str) -> None:
-    assert answer in _page({"zhu_llama.nearly_as_well": "fails"}, estimate=estimate)
+    assert answer in _page({"zhu_singular.informed_as_random": "fails"}, estimate=estimate)
 
 
 def test_the_defaults_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def test_either_start_has_six_pairs_and_controls_beside_them(scale: object) -> N
     assert [part.name for part in parts] == [SIMILARITY, CONTROLS]
     counts = Counter((point["variant"], point["start"]) for part in parts for point in part.points)
     assert counts == {
-        (AT_RATE, "standard"): 6, (AT_RATE, "reversed"): 6, (SLOWER, "standard"): 3, (SLOWER, "reversed"): 3,
+        (AT_RATE, "standard"): 6, (AT_RATE, "reversed"): 6, (SLOWER, "standard"): 6, (SLOWER, "reversed"): 6,
         (DRAWN_HEAD, "standard"): 6,
     }  # fmt: skip
     rates = {(p["variant"], p["start"]): p["rate"] for part in parts for p in part.points}

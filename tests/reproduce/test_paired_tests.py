@@ -15,7 +15,13 @@ from asymlora.reproduce import paired_tests
 from asymlora.reproduce.by_seed import BySeed
 from asymlora.reproduce.claim import Finding, Verdict
 from asymlora.reproduce.evidence import MissingEvidenceError
-from asymlora.reproduce.paired_tests import bound_finding, equivalence_finding, level_at, paired_finding
+from asymlora.reproduce.paired_tests import (
+    as_good_finding,
+    bound_finding,
+    equivalence_finding,
+    level_at,
+    paired_finding,
+)
 from asymlora.reproduce.units import POINTS, RATIO
 from asymlora.sweep.statistics import sign_flip_test
 
@@ -298,3 +304,36 @@ def test_the_module_gives_what_it_lists_and_loads_neither_torch_nor_scipy() -> N
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.stderr.strip() == ""
     assert done.returncode == 0
+
+
+# As good as ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.002, -0.001, 0.001, -0.002, 0.0, 0.001], "holds"),
+        ([0.008, 0.03, 0.012, 0.02, 0.025, 0.015], "holds"),  # better, by more than the margin or not
+        ([-d for d in SIX], "undecided"),  # worse, its interval reaches into the margin
+        ([-d - 0.02 for d in SIX], "fails"),
+        ([0.1, -0.1, 0.05, -0.08, 0.02, -0.03], "undecided"),
+        (SIX[:5], "undecided"),
+    ],
+)
+@pytest.mark.parametrize("better", ["greater", "less"])
+def test_as_good_is_one_sided(
+    differences: Sequence[float], verdict: Verdict, better: Literal["greater", "less"]
+) -> None:
+    signed = differences if better == "greater" else [-d for d in differences]
+    none = dict.fromkeys(range(len(signed)), 0.0)
+    found = as_good_finding(_by_seed(signed), none, margin=0.02, show=POINTS, what=WHAT, better=better)
+    assert found.verdict == verdict
+    assert ("no more than 2.00 points worse" in found.ours) == (len(differences) >= 6)
+
+
+def test_as_good_needs_less_than_equivalence() -> None:
+    differences = [0.03, -0.004, 0.02, 0.012, 0.028, 0.001]
+    none = dict.fromkeys(range(6), 0.0)
+    assert _equivalence(differences, 0.02).verdict == "undecided"
+    found = as_good_finding(_by_seed(differences), none, margin=0.02, show=POINTS, what=WHAT)
+    assert (found.verdict, found.p) == ("holds", 1 / 64)

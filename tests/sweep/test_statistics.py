@@ -20,6 +20,7 @@ from asymlora.sweep.statistics import (
     deviation,
     holm,
     least_p,
+    not_worse,
     one_sided_sign_flip,
     paired_difference,
     pairs_for_least_p,
@@ -158,6 +159,12 @@ def test_differences_as_large_as_the_margin_are_not_within_it_though_they_are_ro
     assert 0.102 - 0.1 < 0.002
     assert tost([0.102 - 0.1] * 6, margin=0.002).p == 1.0
     assert tost([0.001] * 6, margin=0.002).p == 1 / 2**6
+
+
+def test_not_worse_is_one_side_of_equivalence() -> None:
+    sides = [not_worse(values, margin=2.0) for values in (SLEEP, [-value for value in SLEEP])]
+    assert max(sides) == tost(SLEEP, margin=2.0).p
+    assert not_worse([0.1] * 6, margin=0.01) == 1 / 2**6
 
 
 @pytest.mark.parametrize("margin", [0.0, -1.0, math.nan, math.inf])

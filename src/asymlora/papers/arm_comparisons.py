@@ -16,7 +16,7 @@ from asymlora.papers.text_evidence import ONE_LOOK
 from asymlora.reproduce.artefact import FIRST_SEEDS
 from asymlora.reproduce.claim import Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError, SweepEvidence
-from asymlora.reproduce.paired_tests import Unit, all_of, equivalence_finding, paired_finding
+from asymlora.reproduce.paired_tests import Unit, all_of, as_good_finding, equivalence_finding, paired_finding
 from asymlora.reproduce.rates_by_seed import closing_values, rate_sentence
 from asymlora.sweep.axes import Arm
 from asymlora.sweep.grid import SweepPlan
@@ -34,6 +34,7 @@ NAMES: Mapping[str, str] = {
     "full": "full fine-tuning",
 }
 """Names of the arms for people."""
+AT_LEVELS = "at a level of 0.03125 where six seeds were asked for and of 0.01875 where more were"
 Judge = Callable[[SweepEvidence], Finding]
 
 
@@ -126,6 +127,32 @@ def alike(sweep: SweepEvidence, arms: tuple[str, str], *, metric: str, margin: f
     return at_own_rates(equivalence_finding(first, second, margin=margin, show=show, what=what), {"": sweep}, arms)
 
 
+def as_good(
+    sweep: SweepEvidence,
+    arms: tuple[str, str],
+    *,
+    metric: str,
+    margin: float,
+    show: Unit,
+    what: str,
+    better: Literal["greater", "less"] = "greater",
+) -> Finding:
+    """Judge by a one-sided test that one arm is no more than a margin worse than another.
+
+    Args:
+        sweep: What the sweep left.
+        arms: The arm that is claimed to be as good, and the other.
+        metric: On the test part.
+        margin: By how much it may be worse, stated before the runs.
+        show: The metric's unit.
+        what: What the difference is, as the start of a sentence.
+        better: On which side of the other it is the better one.
+    """
+    first, second = (closing_values(sweep, arm, metric=metric) for arm in arms)
+    found = as_good_finding(first, second, margin=margin, show=show, what=what, better=better)
+    return at_own_rates(found, {"": sweep}, arms)
+
+
 def at_own_rates(found: Finding, sweeps: Mapping[str, SweepEvidence], arms: Sequence[str]) -> Finding:
     """Return a finding with the rates of its arms, undecided where one of these is at an end of the tried ones.
 
@@ -194,6 +221,20 @@ def decided_within(margin: str, *, why: str) -> str:
         f"two one-sided tests against a margin of {margin}, which was stated before the runs ({why}), at a level of"
         " 0.03125 with six seeds. Holds: both reject. Fails: the sign-flip test at that level finds a difference whose"
         f" interval lies beyond the margin. Otherwise undecided. {AT_AN_END}{UNTOLD}"
+    )
+
+
+def decided_as_good(margin: str, *, why: str) -> str:
+    """Return what decides a claim that one arm is as good as another, as the end of a sentence on what is paired.
+
+    Args:
+        margin: The margin with its unit.
+        why: Why it is that one.
+    """
+    return (
+        f"a one-sided test that it is no more than {margin} worse, which was stated before the runs ({why}): Student's"
+        f" t and sign flips, the larger p counts, {AT_LEVELS}. Holds: it rejects that. Fails: the sign-flip test finds"
+        f" it worse, the whole interval beyond the margin. Otherwise undecided. {AT_AN_END}{UNTOLD}"
     )
 
 

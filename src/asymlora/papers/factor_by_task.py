@@ -117,7 +117,7 @@ _SUMMARIES = Question(
         ),
         Answer(
             when={"zhu_summaries.nearly_as_well": "holds"},
-            says="B alone at twice the rank does as well as both, within a point.",
+            says="B alone at twice the rank does as well as both within a point, or better.",
         ),
         Answer(
             when={"zhu_summaries.below_both": "fails"},
@@ -138,24 +138,20 @@ _LLAMA = Question(
     answers=(
         Answer(
             when={"zhu_llama.nearly_as_well": "holds", "zhu_llama.b_over_a_loss": "holds"},
-            says="B alone. At the same rank its loss is that of both factors within the margin, and below that of A"
-            " alone.",
+            says="B alone. At the same rank its loss is that of both factors within the margin, or lower, and below"
+            " that of A alone.",
         ),
         Answer(
             when={"zhu_llama.nearly_as_well": "holds"},
-            says="B alone or both. At the same rank their losses agree within the margin.",
+            says="B alone or both. At the same rank the loss of B alone is that of both within the margin, or lower.",
         ),
         Answer(
             when={"zhu_llama.doubled_over_both_loss": "holds"},
             says="B alone at twice the rank. With as many trained values its loss is below that of both factors.",
         ),
         Answer(
-            when={"zhu_llama.nearly_as_well": "fails above"},
+            when={"zhu_llama.nearly_as_well": "fails"},
             says="Both factors. At the same rank the loss of B alone is higher by more than the margin.",
-        ),
-        Answer(
-            when={"zhu_llama.nearly_as_well": "fails below"},
-            says="B alone. At the same rank its loss is lower than that of both factors, by more than the margin.",
         ),
         Answer(
             when={"zhu_llama.b_over_a_loss": "holds"},
@@ -169,15 +165,11 @@ _VISION = Question(
     answers=(
         Answer(
             when={"zhu_vision.nearly_as_well": "holds"},
-            says="B alone. It is as good as both factors within the margin.",
+            says="B alone. It is as good as both factors within the margin, or better.",
         ),
         Answer(
-            when={"zhu_vision.nearly_as_well": "fails below"},
+            when={"zhu_vision.nearly_as_well": "fails"},
             says="Both factors. B alone is behind by more than the margin.",
-        ),
-        Answer(
-            when={"zhu_vision.nearly_as_well": "fails above"},
-            says="B alone. It is ahead of both factors by more than the margin.",
         ),
         Answer(
             when={"zhu_vision.b_over_a_own": "holds"},
@@ -188,20 +180,20 @@ _VISION = Question(
 _SHIFT = Question(
     title="And on images of domains that were not trained on?",
     asks=(
-        "zhu_vision.better_elsewhere", "zhu_vision.b_over_a_elsewhere", "zhu_vision.smaller_gap_elsewhere",
-        "zhu_vision.pacs_row", "zhu_vision.doubled_rank", "zhu_vision.full_finetuning",
+        "zhu_vision.pacs_row", "zhu_vision.b_over_a_elsewhere", "zhu_vision.smaller_gap_elsewhere",
+        "zhu_vision.doubled_rank", "zhu_vision.full_finetuning", "zhu_vision.better_elsewhere",
     ),
     answers=(
         Answer(
-            when={"zhu_vision.better_elsewhere": "holds"},
+            when={"zhu_vision.pacs_row": "fails"},
             says="B alone. On other domains it is better than both factors at the same rank.",
         ),
         Answer(
-            when={"zhu_vision.better_elsewhere": "fails"},
+            when={"zhu_vision.pacs_row": "holds"},
             says="Both factors. On other domains they are better than B alone at the same rank.",
         ),
         Answer(
-            when={"zhu_vision.better_elsewhere": "undecided"},
+            when={"zhu_vision.pacs_row": "undecided"},
             says="No reason to prefer either. On other domains the seeds do not tell B alone from both factors.",
         ),
     ),
@@ -241,7 +233,7 @@ _BOTH = Question(
     title="Where are both factors the better choice?",
     asks=(
         SAME_RANK, SAME_VALUES, "zhu_summaries.below_both", "zhu_llama.nearly_as_well",
-        "zhu_vision.nearly_as_well", "zhu_vision.better_elsewhere",
+        "zhu_vision.nearly_as_well", "zhu_vision.pacs_row",
     ),
     answers=(
         Answer(when={SAME_RANK: "fails"}, says="In sentence classification, at the same rank."),
@@ -253,13 +245,13 @@ _BOTH = Question(
             says="In writing texts with an encoder-decoder, with as many trained values.",
         ),
         Answer(
-            when={"zhu_llama.nearly_as_well": "fails above"},
+            when={"zhu_llama.nearly_as_well": "fails"},
             says="In tuning a decoder on instructions, at the same rank.",
         ),
         Answer(
-            when={"zhu_vision.nearly_as_well": "fails below"}, says="On images of the domain that is trained on."
+            when={"zhu_vision.nearly_as_well": "fails"}, says="On images of the domain that is trained on."
         ),
-        Answer(when={"zhu_vision.better_elsewhere": "fails"}, says="On images of other domains."),
+        Answer(when={"zhu_vision.pacs_row": "holds"}, says="On images of other domains."),
         Answer(
             when={SAME_RANK: "holds"}, says="Not in sentence classification: there B alone does nearly as well or"
             " better.",

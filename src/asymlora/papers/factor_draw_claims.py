@@ -228,7 +228,7 @@ CLAIMS = (
         f" {SURE} or above at each rank, fails where it lies below at one, else undecided.{_KNOWN_DRAWS}",
     ),
     _claim(
-        "theorem_without_conditions", _without_conditions, kind="paper",
+        "theorem_without_conditions", _without_conditions, kind="question",
         source=f"{THEORY}, theorem 4.3; whether it asks anything of inputs, update or sides is not known to us",
         says="Training B alone ends lower whatever the inputs, the update and the sides of the layer.",
         paper="no condition is known to us",

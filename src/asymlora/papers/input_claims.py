@@ -37,9 +37,7 @@ MOST, FEW, CLOSE = 0.9, 0.5, 0.05
 """Share of the layers that counts as nearly all; share of the outputs below which inputs fill few dimensions; relative
 deviation of the draws' median from the closed form that counts as none."""
 _SLOPE = Unit(scale=1.0, name="nats an octave", digits=4)
-_UP, _DOWN, _QUERY = (
-    ("intermediate.dense", "up_proj", "gate_proj", "fc1"), ("output.dense", "down_proj", "fc2"), ("query", "q_proj"),
-)  # fmt: skip
+_DOWN = ("output.dense", "down_proj", "fc2")
 
 
 # Layers --------------------------------------------------------------------------------------------------------------
@@ -150,17 +148,17 @@ def _means_agree(evidence: Evidence) -> Finding:
 def _weakest_down(evidence: Evidence) -> Finding:
     found: dict[str, Finding] = {}
     for model, records in by_model(evidence).items():
-        groups = {"down": _DOWN, "up": _UP, "query": _QUERY}
-        middles = {
-            name: statistics.median(octaves)
-            for name, roles in groups.items()
-            if (octaves := [octaves_ahead(r) for r in records if _is(r, roles)])
-        }
-        if len(middles) < len(groups):
-            raise MissingEvidenceError(f"down-projections, up-projections and queries of {TITLES[model]}")
-        said = ", ".join(f"{name} {octaves:.2f}" for name, octaves in middles.items())
+        octaves: dict[str, list[float]] = {}
+        for record in records:
+            octaves.setdefault("down" if _is(record, _DOWN) else record["role"], []).append(octaves_ahead(record))
+        middles = {name: statistics.median(values) for name, values in octaves.items()}
+        down = middles.pop("down", None)
+        if down is None or not middles:
+            raise MissingEvidenceError(f"down-projections and other layers of {TITLES[model]}")
+        said = ", ".join(f"{name} {value:.2f}" for name, value in sorted(middles.items(), key=lambda item: item[1]))
         found[TITLES[model]] = exact_finding(
-            middles["down"] < min(middles["up"], middles["query"]), f"octaves that B alone is ahead, medians: {said}."
+            down < min(middles.values()),
+            f"octaves that B alone is ahead, medians: down-projections {down:.2f}, {said}.",
         )
     return all_of(found)
 
@@ -347,8 +345,12 @@ CLAIMS = (
     _claim(
         "weakest_at_down_projections", SITES, _weakest_down, kind="derived", source=DERIVED,
         says="B alone is least ahead where a layer has fewer outputs than inputs.",
-        test=f"{_HOW}. Median octaves that B alone is ahead: at down-projections below those at up-projections and at"
-        f" queries, in every model: holds, else fails.{_KNOWN}",
+        test=f"{_HOW}. Median octaves that B alone is ahead: at down-projections, which alone have fewer outputs than"
+        " inputs, below those at every other kind of layer of a block, in every model: holds, else fails."
+        + known_before(
+            "as above; and of MiniLM on TREC-6 medians of 4.42 at keys and 4.44 at values, 4.84 at down-projections and"
+            " 4.88 at queries (docs/diagnostics.md), so that it fails."
+        ),
     ),
     *_of_layers(CONVOLUTIONS, "a network of convolutions", _KNOWN_CONVOLUTIONS),
     Claim(
@@ -365,7 +367,9 @@ CLAIMS = (
         source=f"{THEORY} gives the explanation, and no test of it",
         says="A alone loses most where it is predicted to reach least.",
         test=f"{_SWEPT}: for each closing seed the slope over the three groups of the test loss of A alone less that of"
-        f" B alone on the predicted octaves, above 0: {SIGN_FLIP}; {DECIDES}. {AT_AN_END}{UNTOLD}{_KNOWN_SWEEP}",
+        f" B alone on the predicted octaves, above 0: {SIGN_FLIP}; {DECIDES}. The groups differ in the values that are"
+        " trained as well (B has four times those of A at up-projections, a quarter at down-projections), so where it"
+        f" holds it does not tell captured energy from their number. {AT_AN_END}{UNTOLD}{_KNOWN_SWEEP}",
     ),
     Claim(
         key="accuracy_by_group", parts=(GROUPS,), judge=_accuracies, kind="question",

@@ -71,7 +71,7 @@ def similarities(
     """
     wanted = {"kind": "similarity", "start": start, "factor": factor, "panel": panel, "moment": moment}
     records = _records(evidence, variant, wanted)
-    return BySeed({record["unit"]: record[column] for record in records}, planned=range(_units(variant)))
+    return BySeed({record["unit"]: record[column] for record in records}, planned=range(FIRST_SEEDS))
 
 
 def _movements(evidence: Evidence, start: str, column: str, *, variant: str = AT_RATE) -> BySeed:
@@ -79,7 +79,7 @@ def _movements(evidence: Evidence, start: str, column: str, *, variant: str = AT
     known = {record["unit"]: record[column] for record in records if record[column] is not None}
     if not known:
         raise MissingEvidenceError(f"the start of a factor that still resembles it, {start} start {variant}")
-    return BySeed(known, planned=range(_units(variant)))
+    return BySeed(known, planned=range(FIRST_SEEDS))
 
 
 def _records(evidence: Evidence, variant: str, wanted: Record) -> list[Record]:
@@ -91,10 +91,6 @@ def _records(evidence: Evidence, variant: str, wanted: Record) -> list[Record]:
     return found
 
 
-def _units(variant: str) -> int:
-    return FIRST_SEEDS if variant != SLOWER else 3
-
-
 def _octaves(values: BySeed) -> BySeed:
     return BySeed({unit: math.log2(value) for unit, value in values.items()}, planned=values.planned)
 
@@ -102,10 +98,10 @@ def _octaves(values: BySeed) -> BySeed:
 # Findings ------------------------------------------------------------------------------------------------------------
 
 
-def _alike_if_shared(evidence: Evidence, start: str) -> Finding:
+def _alike_if_shared(evidence: Evidence, start: str, *, variant: str = AT_RATE) -> Finding:
     factor = RANDOM[start]
     return bound_finding(
-        similarities(evidence, start, factor, SHARED_START), claimed="above", bound=ALIKE, show=RATIO,
+        similarities(evidence, start, factor, SHARED_START, variant=variant), claimed="above", bound=ALIKE, show=RATIO,
         what=f"Similarity of two {factor} of one start and two tasks, by pair of starts",
     )  # fmt: skip
 
@@ -156,10 +152,10 @@ def _letter(evidence: Evidence) -> Finding:
     )  # fmt: skip
 
 
-def _hardly_moves(evidence: Evidence) -> Finding:
+def _hardly_moves(evidence: Evidence, *, variant: str = AT_RATE) -> Finding:
     found = {
         f"{RANDOM[start]}, {start} start": bound_finding(
-            _movements(evidence, start, "moved"), claimed="below", bound=HARDLY, show=RATIO,
+            _movements(evidence, start, "moved", variant=variant), claimed="below", bound=HARDLY, show=RATIO,
             what=f"Way of {RANDOM[start]} over the norm of its start, median layer",
         )
         for start in (STANDARD, REVERSED)
@@ -217,6 +213,7 @@ _KNOWN = known_before(
     " 0.929 like that of another task, B 0.112 alike within a task and 0.050 across; reversed 1.000, 0.144 and 0.065."
     " The seeds 0 to 2 are among ours; rates, rows and the test are others."
 )
+_BY_RATE = f"{DERIVED}: similarity is a matter of how far training goes"
 _THIRDS = f"no more than a factor of {NEAR_CHANCE:g} off"
 _EQUIVALENT = (
     f"log2 of the similarity over chance, r/d, is tested to be {_THIRDS}, both for one task and for two: two one-sided"
@@ -303,13 +300,33 @@ CLAIMS = (
         parts=(CONTROLS,),
     ),
     _claim(
+        "a_alike_at_a_third",
+        "At a third of the rate A is alike across tasks where the start is shared.",
+        test=f"As a_alike_if_shared, at a third of the rate; {_LEVEL}",
+        judge=lambda evidence: _alike_if_shared(evidence, STANDARD, variant=SLOWER),
+        kind="derived",
+        source=_BY_RATE,
+        paper="",
+        parts=(CONTROLS,),
+    ),
+    _claim(
+        "hardly_moves_at_a_third",
+        "At a third of the rate the factor that starts at random hardly moves.",
+        test=f"As hardly_moves, at a third of the rate; {_LEVEL} Both must hold.",
+        judge=lambda evidence: _hardly_moves(evidence, variant=SLOWER),
+        kind="derived",
+        source=_BY_RATE,
+        paper="",
+        parts=(CONTROLS,),
+    ),
+    _claim(
         "rates",
         "At a smaller rate the random factor moves less and is more alike.",
         test="Description: movement, similarity to the own start and to that of another task at the rate and at a third"
-        " of it; three pairs of starts at the latter, which decide nothing.",
+        " of it.",
         judge=_rates,
         kind="question",
-        source=f"{DERIVED}: similarity is a matter of how far training goes",
+        source=_BY_RATE,
         paper="",
         parts=(SIMILARITY, CONTROLS),
     ),

@@ -216,7 +216,7 @@ SMALL_SETTINGS = (
         what="head", paper="trained; its start and rate unknown",
         ours="drawn at random, the same for all arms of a seed; trained at the run's rate",
         why="in the authors' LoRA+ scripts (code) the head is trained at the rate of A; a fitted head would leave less"
-        " to the adapter. A rate can be too large for the head as well, but both arms have the same one",
+        " to the adapter. An arm with the larger best rate has the faster head too, as there",
     ),
     Setting(
         what="cut of the inputs", paper="128 tokens (code, LoRA+ scripts)", ours="64 tokens, of pairs of sentences 48",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from asymlora.papers.arm_comparisons import (
     DOUBLED,
     NAMES,
     at_own_rates,
+    decided_as_good,
     decided_by_sign,
-    decided_within,
     means_said,
     scale_sets,
 )
@@ -21,7 +22,7 @@ from asymlora.papers.zhu_settings import EXPERIMENTS
 from asymlora.reproduce.by_seed import BySeed, asked_for
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError, Record
-from asymlora.reproduce.paired_tests import POINTS, described, equivalence_finding, paired_finding
+from asymlora.reproduce.paired_tests import POINTS, as_good_finding, described, not_testable, paired_finding
 
 SMALL_SETS: Mapping[str, str] = {"pacs": "PACS"}
 PAPER_SETS: Mapping[str, str] = {
@@ -172,7 +173,7 @@ def _tested(
 def _nearly_as_well(evidence: Evidence) -> Finding:
     arms = ("b_only", "both")
     first, second = (_over_sets(evidence, arm, own) for arm in arms)
-    found = equivalence_finding(first, second, margin=MARGIN, show=POINTS, what=_named(_OWN, *arms))
+    found = as_good_finding(first, second, margin=MARGIN, show=POINTS, what=_named(_OWN, *arms))
     return _with_rates(found, evidence, arms)
 
 
@@ -182,19 +183,27 @@ def _with_rates(found: Finding, evidence: Evidence, arms: Sequence[str]) -> Find
     return at_own_rates(found, sweeps, arms)
 
 
+def _better_elsewhere(evidence: Evidence) -> Finding:
+    if scale_sets(evidence, SMALL_SETS, PAPER_SETS) is SMALL_SETS:
+        return not_testable(
+            "Of the paper's four sets PACS alone is at hand, on which its own table has it the other way (pacs_row)."
+            " With the four as DomainBed writes them, asymlora reproduce zhu_vision --scale paper judges it."
+        )
+    return _tested(elsewhere, _AGAINST_BOTH, claimed="greater", what=_named(_ELSEWHERE, *_AGAINST_BOTH))(evidence)
+
+
 def _pacs_row(evidence: Evidence) -> Finding:
-    first, second = (by_domain(evidence, "pacs", arm) for arm in ("both", "b_only"))
+    arms = ("both", "b_only")
+    values = [elsewhere(evidence, "pacs", arm) for arm in arms]
+    found = paired_finding(*values, claimed="greater", show=POINTS, what=f"PACS: {_named(_ELSEWHERE, *arms)}")
+    found = at_own_rates(found, {"": evidence.sweep("pacs")}, arms)
+    first, second = (by_domain(evidence, "pacs", arm) for arm in arms)
     said = [
         f"{domain} {POINTS.text(_mean_difference(first[domain], second[domain]))}"
         for domain in first
         if domain in second
     ]
-    over = _mean_difference(*(elsewhere(evidence, "pacs", arm) for arm in ("both", "b_only")))
-    return described(
-        f"LoRA less B-only on PACS: {POINTS.text(over)} over the other domains; {', '.join(said)}.",
-        estimate=over,
-        pairs=len(elsewhere(evidence, "pacs", "both")),
-    )
+    return replace(found, ours=f"{found.ours} By domain: {', '.join(said)}.")
 
 
 def _mean_difference(first: Mapping[int, float], second: Mapping[int, float]) -> float:
@@ -279,9 +288,12 @@ CLAIMS = (
         says="On domains that it was not trained on, B-only is better than LoRA at the same rank.",
         kind="paper",
         source=_TABLES,
-        paper="VLCS 75.81 against 56.43, OfficeHome 77.72 against 74.46; the other way on PACS, 72.55 against 75.58, so"
-        " that a failure on PACS alone is what the paper's own table has there",
-        **_pair(elsewhere, _AGAINST_BOTH, _ELSEWHERE, "above"),
+        paper="VLCS 75.81 against 56.43, OfficeHome 77.72 against 74.46; the other way on PACS, 72.55 against 75.58",
+        test="At the paper's scale alone, as of its sets PACS is at hand, where its table has it the other way: mean"
+        f" over the four sets, {_ELSEWHERE[0].lower()}{_ELSEWHERE[1:]}, B-only less LoRA, by closing seed;"
+        f" {decided_by_sign('above')}{_KNOWN}",
+        parts=_PARTS,
+        judge=_better_elsewhere,
     ),
     Claim(
         key="pacs_row",
@@ -289,9 +301,9 @@ CLAIMS = (
         kind="paper",
         source=_TABLES,
         paper="75.58 against 72.55 (rank 16: 73.76); on Sketch 49.9 against 40.4",
-        test="None: at the small scale it is better_elsewhere with the sign turned, and not tested once more."
-        " Described: the mean difference on each domain, LoRA less B-only."
-        + known_before("as under better_elsewhere."),
+        test=f"On PACS (at 112 pixels at the small scale), trained on cartoons, each arm at its own best rate: accuracy"
+        f" on the other domains (their mean), LoRA less B-only, by closing seed; {decided_by_sign('above')} Beside it"
+        f" the mean difference on each domain, a description.{_KNOWN}",
         parts=("pacs", domains_of("pacs")),
         judge=_pacs_row,
     ),
@@ -318,7 +330,7 @@ CLAIMS = (
         source=f"{_TABLES}; the abstract: nearly as well",
         paper="accuracies in the trained domains: not known to us",
         test=f"{_ON} accuracy on test rows of the trained domain of B-only less that of LoRA, by closing seed; "
-        + decided_within(f"{100 * MARGIN:g} points", why="three of the 150 rows that are scored")
+        + decided_as_good(f"{100 * MARGIN:g} points", why="three of the 150 rows that are scored")
         + _KNOWN,
         parts=_PARTS,
         judge=_nearly_as_well,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from asymlora.sweep.summary import Interval
 
 __all__ = [
-    "NATS", "OCTAVES", "POINTS", "RATIO", "BySeed", "Unit", "all_of", "bound_finding", "described",
+    "NATS", "OCTAVES", "POINTS", "RATIO", "BySeed", "Unit", "all_of", "as_good_finding", "bound_finding", "described",
     "equivalence_finding", "exact_finding", "level_at", "not_testable", "paired_finding", "slope_finding",
 ]  # fmt: skip
 FIRST_LOOK, SECOND_LOOK = 0.03125, 0.01875
@@ -130,6 +130,56 @@ def equivalence_finding(
     needed = _seeds_of_equivalence(found, margin) if verdict == "undecided" else None
     parts += _reasons(found, verdict, show=show, needed=needed)
     return _finding(found, verdict, parts, needed=needed, p=found.p if verdict == "fails" else p_none)
+
+
+def as_good_finding(
+    first: Mapping[int, float],
+    second: Mapping[int, float],
+    *,
+    margin: float,
+    show: Unit,
+    what: str,
+    better: Literal["greater", "less"] = "greater",
+) -> Finding:
+    """Judge "first is as good as second, or better" by a one-sided test that it is no more than the margin worse.
+
+    ``holds``: the test rejects at `level_at` that first is worse by the margin or more (one side of
+    `asymlora.sweep.statistics.tost`); ``fails``: the sign-flip test finds it worse at that level, its interval wholly
+    beyond the margin; otherwise, and with fewer than six pairs always, ``undecided``.
+
+    Args:
+        first: As for `paired_finding`.
+        second: Likewise.
+        margin: By how much it may be worse, above 0, stated before the runs.
+        show: How the difference is shown.
+        what: What the difference is, as the start of a sentence.
+        better: On which side of second first is the better one.
+
+    Returns:
+        The finding; its estimate is the mean difference, its p that of the one-sided test; where it fails, that of the
+        sign-flip test.
+
+    Raises:
+        MissingEvidenceError: No seed has a value on both sides.
+    """
+    from asymlora.sweep.statistics import not_worse
+
+    found, sign = _paired(first, second, what), 1 if better == "greater" else -1
+    p = None
+    if len(found.differences) >= FIRST_SEEDS:
+        p = not_worse([sign * each for each in found.differences], margin=margin)
+    verdict: Verdict = "undecided"
+    if p is not None and p <= found.level:
+        verdict = "holds"
+    elif found.p is not None and found.p <= found.level and sign * found.mean < 0 and _beyond(found.interval, margin):
+        verdict = "fails"
+    parts = [f"{what}: mean {show.text(found.mean)}, {_tested(found, show)}."]
+    if p is not None:
+        parts.append(f"One-sided test that it is no more than {show.amount(margin)} worse: p {_p_text(p)}.")
+    effect = sign * found.mean + margin
+    needed = _seeds_needed(found, effect, level=2 * SECOND_LOOK) if verdict == "undecided" and effect else None
+    parts += _reasons(found, verdict, show=show, needed=needed)
+    return _finding(found, verdict, parts, needed=needed, p=found.p if verdict == "fails" else p)
 
 
 def bound_finding(

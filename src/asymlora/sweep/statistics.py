@@ -194,9 +194,26 @@ def tost(differences: Sequence[float], *, margin: float, alpha: float = 0.05) ->
             " the largest difference that would not matter, before the runs."
         )
     values = _given(differences)
-    sides = [np.where(np.abs(side) > 1e-12 * margin, side, 0.0) for side in (values + margin, margin - values)]
-    p = max(max(_t_above_zero(side), one_sided_sign_flip(list(side))) for side in sides)
+    p = max(_p_above(values, -margin), _p_above(-values, -margin))
     return Equivalence(p, margin, "equivalent" if p <= alpha else "not shown")
+
+
+def not_worse(differences: Sequence[float], *, margin: float) -> float:
+    """Return the p of "the mean difference is that of the margin below 0, or lower": of the one side of `tost`.
+
+    Args:
+        differences: One for each pair, above 0 where the first is better.
+        margin: Largest difference that counts as none, above 0, stated before the runs.
+
+    Raises:
+        SpecError: There is no difference.
+    """
+    return _p_above(_given(differences), -margin)
+
+
+def _p_above(values: Any, bound: float) -> float:
+    beyond = np.where(np.abs(values - bound) > 1e-12 * abs(bound), values - bound, 0.0)
+    return max(_t_above_zero(beyond), one_sided_sign_flip(list(beyond)))
 
 
 def seeds_needed(spread: float, effect: float, *, power: float = 0.8, alpha: float = 0.05) -> int | None:
