@@ -76,19 +76,17 @@ def test_the_gap_is_that_of_the_seeds_that_have_all_sets() -> None:
     assert gaps.planned == (0, 1, 2, 3, 4, 5)
 
 
-@pytest.mark.parametrize(
-    ("b_only", "uneven", "verdict"), [(0.2, 0.0, "holds"), (0.4, 0.0, "fails"), (0.3, 0.1, "undecided")]
-)
-def test_smaller_gaps_are_a_test_of_signs(b_only: float, uneven: float, verdict: str) -> None:
-    found = _judge("gap_smaller", _gaps(0.3, b_only, 0.3, uneven=uneven))
-    assert found.verdict == verdict
+@pytest.mark.parametrize("b_only", [0.2, 0.4])
+def test_gaps_at_one_rate_for_all_are_described_and_decide_nothing(b_only: float) -> None:
+    found = _judge("gap_smaller", _gaps(0.3, b_only, 0.3))
+    assert (found.verdict, found.p) == ("undecided", None)
     assert found.estimate == pytest.approx(0.3 - b_only)
     assert "trec6, 128 rows: both factors 30.00 with 10.00 wrong in training" in found.ours
 
 
-@pytest.mark.parametrize(("a_only", "verdict"), [(0.25, "holds"), (0.15, "fails")])
-def test_a_alone_is_held_against_b_alone(a_only: float, verdict: str) -> None:
-    assert _judge("a_gap_like_b", _gaps(0.3, 0.2, a_only)).verdict == verdict
+def test_a_alone_is_held_against_b_alone() -> None:
+    found = _judge("a_gap_like_b", _gaps(0.3, 0.2, 0.25))
+    assert (found.verdict, found.estimate) == ("undecided", pytest.approx(0.05))
 
 
 @pytest.mark.parametrize(("bound", "verdict"), [(50.0, "holds"), (0.9, "fails")])

@@ -23,7 +23,7 @@ from asymlora.papers.singular_points import (
     similarity_points,
     training_points,
 )
-from asymlora.papers.zhu_settings import B_ONLY
+from asymlora.papers.zhu_singular import ARM_OF, ARMS
 from asymlora.sweep.grid import SweepPlan
 from asymlora.train.recipe import Recipe
 
@@ -74,9 +74,9 @@ def test_the_informed_start_alone_holds_the_weights_own_space(small_encoder: Pat
     assert records[0]["layers"] > 2
 
 
-def test_every_seed_is_trained_from_both_starts_at_one_rate() -> None:
+def test_every_seed_is_trained_from_every_start_at_one_rate() -> None:
     assert [tuple(point.values()) for point in training_points(0.1, (0, 1))] == [
-        (start, 0.1, seed) for seed in (0, 1) for start in (RELEASED, RANDOM)
+        (start, 0.1, seed) for seed in (0, 1) for start in (TOP, RELEASED, RANDOM)
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_run_takes_the_released_draw_where_it_is_asked_for(
 ) -> None:
     recipe = Recipe.from_dict(small_recipe)
     recipe = replace(recipe, train=replace(recipe.train, steps=2, evaluate_every=2, head_start="random"))
-    plan = SweepPlan(recipe=recipe, arms=(B_ONLY,), rates=(1e-3, 1e-2), tuning_seeds=(200,), closing_seeds=(0,))
+    plan = SweepPlan(recipe=recipe, arms=ARMS, rates=(1e-3, 1e-2), tuning_seeds=(200,), closing_seeds=(0,))
     drawn: list[tuple[int, str]] = []
 
     def recorded(shape: tuple[int, int], rank: int, *, seed: int, site: str) -> Any:
@@ -96,15 +96,15 @@ def test_a_run_takes_the_released_draw_where_it_is_asked_for(
     records = []
     for point in training_points(0.01, (7,)):
         drawn.clear()
-        records += measure_training(point, plan=plan, arm="b_only")
+        records += measure_training(point, plan=plan, arms=ARM_OF)
         assert {seed for seed, _ in drawn} == ({7} if point["start"] == RELEASED else set())
-    assert [record["start"] for record in records] == [RELEASED, RANDOM]
+    assert [record["start"] for record in records] == [TOP, RELEASED, RANDOM]
     assert all(0 <= record["value"] <= 1 for record in records)
 
 
 def test_a_run_that_diverges_has_no_value(small_recipe: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(small_recipe)
     recipe = replace(recipe, train=replace(recipe.train, steps=4, head_start="random", max_grad_norm=0))
-    plan = SweepPlan(recipe=recipe, arms=(B_ONLY,), rates=(1e-3, 1e-2), tuning_seeds=(200,), closing_seeds=(0,))
-    (record,) = measure_training({"start": RANDOM, "rate": 1e38, "seed": 0}, plan=plan, arm="b_only")
+    plan = SweepPlan(recipe=recipe, arms=ARMS, rates=(1e-3, 1e-2), tuning_seeds=(200,), closing_seeds=(0,))
+    (record,) = measure_training({"start": RANDOM, "rate": 1e38, "seed": 0}, plan=plan, arms=ARM_OF)
     assert record == {"start": RANDOM, "seed": 0, "rate": 1e38, "value": None}

@@ -53,12 +53,12 @@ def _records(name: str, arm: str, course: Course, *, interior: bool = True) -> l
 
 
 def _evidence(
-    both: Course, b_only: Course, a_only: Course = WIDE, *, rte: tuple[Course, Course] | None = None
+    both: Course, b_only: Course, a_only: Course = WIDE, *, subj: tuple[Course, Course] | None = None
 ) -> Evidence:
     arms = {"both": both, "b_only": b_only, "a_only": a_only}
-    on_rte = arms if rte is None else {"both": rte[0], "b_only": rte[1], "a_only": a_only}
+    on_subj = arms if subj is None else {"both": subj[0], "b_only": subj[1], "a_only": a_only}
     records = [record for arm, course in arms.items() for record in _records("trec6", arm, course)]
-    records += [record for arm, course in on_rte.items() for record in _records("rte", arm, course)]
+    records += [record for arm, course in on_subj.items() for record in _records("subj", arm, course)]
     return Evidence(measured={GAPS: records})
 
 
@@ -75,9 +75,9 @@ def test_the_gap_at_equal_steps_is_that_of_accuracies(both: Course, b_only: Cour
 
 
 def test_one_set_on_which_it_is_the_other_way_is_named_with_its_sign() -> None:
-    found = _found("smaller_with_b", _evidence(WIDE, NARROW, rte=(NARROW, WIDE)))
+    found = _found("smaller_with_b", _evidence(WIDE, NARROW, subj=(NARROW, WIDE)))
     assert found.verdict == "undecided"
-    assert "By set: TREC-6 +15.00 points; RTE -15.00 points." in found.ours
+    assert "By set: TREC-6 +15.00 points; SUBJ -15.00 points." in found.ours
 
 
 def test_a_alone_is_held_against_both_by_itself() -> None:
@@ -87,13 +87,13 @@ def test_a_alone_is_held_against_both_by_itself() -> None:
 
 def test_a_rate_at_an_end_leaves_the_gap_open() -> None:
     records = [
-        {**record, "interior": (record["set"], record["arm"]) != ("rte", "b_only")}
+        {**record, "interior": (record["set"], record["arm"]) != ("subj", "b_only")}
         for record in _evidence(WIDE, NARROW).records(GAPS)
     ]
     evidence = Evidence(measured={GAPS: records})
     found = _found("smaller_with_b", evidence)
     assert found.verdict == "undecided"
-    assert "the best rate of B alone on RTE is the first or the last one tried" in found.ours
+    assert "the best rate of B alone on SUBJ is the first or the last one tried" in found.ours
     assert _found("smaller_with_a", _evidence(WIDE, WIDE, NARROW)).verdict == "holds"
 
 
@@ -152,7 +152,7 @@ def test_plans_have_few_rows_and_arms_of_one_rank() -> None:
         assert (plan.tuning_seeds, plan.closing_seeds) == ((200, 201), (0, 1, 2, 3, 4, 5))
 
 
-@pytest.mark.parametrize(("scale", "sets"), [("small", ["trec6", "rte"]), ("paper", ["rte", "mrpc"])])
+@pytest.mark.parametrize(("scale", "sets"), [("small", ["trec6", "subj"]), ("paper", ["rte", "mrpc"])])
 def test_a_point_is_an_arm_on_a_set(scale: str, sets: list[str]) -> None:
     (part,) = (ARTEFACT.small if scale == "small" else ARTEFACT.paper).parts(ROOT)
     assert isinstance(part, MeasuredPart)
@@ -167,7 +167,7 @@ def test_what_differs_is_listed_with_a_reason() -> None:
 
 def test_the_figure_follows_the_gap_along_the_runs() -> None:
     figure = ARTEFACT.figure(_evidence(WIDE, NARROW)).plotly
-    assert [note.text for note in figure.layout.annotations] == ["TREC-6", "RTE"]
+    assert [note.text for note in figure.layout.annotations] == ["TREC-6", "SUBJ"]
     assert set(NAMES.values()) <= {trace.name for trace in figure.data}
     with pytest.raises(MissingEvidenceError, match=GAPS):
         ARTEFACT.figure(Evidence())

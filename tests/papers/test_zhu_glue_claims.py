@@ -20,8 +20,9 @@ UNLEARNT = Behaviour(learnt=LOST, slow_loss=LOST)
 
 
 def _evidence(**arms: Behaviour) -> Evidence:
-    """Records of both main sets; arms that are not named are plain."""
-    return Evidence(sweeps={name: _made(name, arms) for name in ("trec6", "sst2")})
+    """Records of both main sets; arms that are not named are plain, and the head alone is 20 points behind."""
+    heads = {name: _made(name, {"head": _top(0.7, best=3.16228e-2)}) for name in ("trec6_light", "sst2_light")}
+    return Evidence(sweeps={name: _made(name, arms) for name in ("trec6", "sst2")} | heads)
 
 
 def _made(part: str, arms: Mapping[str, Behaviour], *, usual: Behaviour = PLAIN) -> SweepEvidence:
@@ -55,12 +56,22 @@ def test_a_set_of_which_neither_arm_learnt_anything_does_not_count() -> None:
     sweeps["sst2"] = _made("sst2", {"a_only": replace(UNLEARNT, top=0.99)}, usual=UNLEARNT)
     found = _found("b_better_than_a", Evidence(sweeps=sweeps))
     assert (found.verdict, found.estimate) == ("holds", pytest.approx(0.03))
-    assert "Not counted, as nothing was learnt there: SST-2." in found.ours
+    assert "Not counted, as little was learnt there that a head alone does not: SST-2." in found.ours
     assert "SST-2 -9.00 points" in found.ours
 
 
+def test_a_set_on_which_a_head_alone_does_as_well_does_not_count() -> None:
+    sweeps = dict(_evidence(a_only=_top(0.87)).sweeps)
+    sweeps["sst2_light"] = _made("sst2_light", {"head": _top(0.885, best=3.16228e-2)})
+    found = _found("b_better_than_a", Evidence(sweeps=sweeps))
+    assert "Mean over TREC-6 of B-only" in found.ours
+    assert "LoRA less the head alone: TREC-6 +20.00 points, SST-2 +1.50 points." in found.ours
+    del sweeps["sst2_light"]
+    assert _found("b_better_than_a", Evidence(sweeps=sweeps)).verdict == "undecided"
+
+
 def test_where_nothing_was_learnt_nothing_is_decided() -> None:
-    sweeps = {name: _made(name, {}, usual=UNLEARNT) for name in ("trec6", "sst2")}
+    sweeps = {**_evidence().sweeps, **{name: _made(name, {}, usual=UNLEARNT) for name in ("trec6", "sst2")}}
     found = _found("b_better_than_a", Evidence(sweeps=sweeps))
     assert (found.verdict, found.estimate) == ("undecided", None)
 
@@ -108,15 +119,10 @@ def test_closing_losses_know_every_seed_that_was_asked_for() -> None:
         closing_losses(replace(sweep, rows=[row for row in sweep.rows if row.phase == "tuning"]), "both")
 
 
-def test_the_gap_is_told_set_by_set_with_what_was_not_learnt() -> None:
-    sweeps = dict(_evidence(a_only=_top(0.89)).sweeps)
-    sweeps |= {name + "_rows": _made(name + "_rows", {"a_only": _top(0.8)}) for name in ("cola", "mrpc")}
-    sweeps["rte_rows"] = _made("rte_rows", {}, usual=UNLEARNT)
-    found = _found("gap_by_set", Evidence(sweeps=sweeps))
-    assert found.verdict == "undecided"
-    for said in ("TREC-6 +1.00 points", "CoLA +10.00 points", "RTE 0.00 points", "Nothing was learnt on RTE:"):
-        assert said in found.ours
-    assert _found("gap_by_set", _evidence()).ours == "Not run yet: cola_rows."
+def test_the_gap_by_set_is_not_told_by_sets_of_which_little_is_learnt() -> None:
+    found = _found("gap_by_set", _evidence())
+    assert found.verdict == "not testable here"
+    assert "--scale paper" in found.ours
 
 
 def test_the_table_has_every_row_that_was_run_at_the_seeds_that_all_have() -> None:
@@ -151,7 +157,9 @@ def test_at_the_papers_scale_the_mean_is_over_seven_sets_and_numbers_always_coun
     plans = {name: PAPER[name].plan for name in sets}
     arms = {"both": PLAIN, "b_only": PLAIN, "a_only": _top(0.83), DOUBLED: PLAIN}
     arms = {arm: replace(each, best=2e-4, learnt=0.2, slow_loss=0.2) for arm, each in arms.items()}
+    head = {"head": _top(0.7, best=2e-3), "ia3": PLAIN}
     sweeps = {name: made(plans[name], arms) for name in sets}
+    sweeps |= {name + "_light": made(PAPER[name + "_light"].plan, head) for name in sets}
     lost = {arm: replace(each, learnt=LOST, slow_loss=LOST) for arm, each in arms.items()}
     found = _found("b_better_than_a", Evidence(sweeps={**sweeps, "stsb": made(plans["stsb"], lost)}))
     assert (found.verdict, found.estimate) == ("holds", pytest.approx(0.07))
@@ -160,4 +168,6 @@ def test_at_the_papers_scale_the_mean_is_over_seven_sets_and_numbers_always_coun
 
 
 def test_nothing_is_judged_without_records() -> None:
-    assert {claim.finding(Evidence()).verdict for claim in CLAIMS} == {"undecided"}
+    verdicts = {claim.key: claim.finding(Evidence()).verdict for claim in CLAIMS}
+    assert verdicts.pop("gap_by_set") == "not testable here"
+    assert set(verdicts.values()) == {"undecided"}

@@ -218,9 +218,9 @@ def decided_within(margin: str, *, why: str) -> str:
         why: Why it is that one.
     """
     return (
-        f"two one-sided tests against a margin of {margin}, which was stated before the runs ({why}), at a level of"
-        " 0.03125 with six seeds. Holds: both reject. Fails: the sign-flip test at that level finds a difference whose"
-        f" interval lies beyond the margin. Otherwise undecided. {AT_AN_END}{UNTOLD}"
+        f"two one-sided tests against a margin of {margin}, which was stated before the runs ({why}), {AT_LEVELS}."
+        " Holds: both reject. Fails: the sign-flip test at that level finds a difference whose interval lies beyond the"
+        f" margin. Otherwise undecided. {AT_AN_END}{UNTOLD}"
     )
 
 

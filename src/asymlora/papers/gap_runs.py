@@ -33,7 +33,8 @@ def gap_points(plans: Mapping[str, SweepPlan], *, marks: int) -> tuple[Point, ..
 
     Args:
         plans: By set: arms, rates, seeds, and the recipe with its training rows.
-        marks: How often both parts are scored: after so many equal stretches, the last of them at the end.
+        marks: How often both parts are scored beside the first step: after so many equal stretches, the last of them
+            at the end.
     """
     return tuple(
         {
@@ -120,7 +121,7 @@ class PartScores:
 
     Args:
         prepared: Model and rows.
-        every: Steps between two scores; the last step is scored too.
+        every: Steps between two scores; the first and the last step are scored too.
 
     Attributes:
         course: ``step`` and those of `SCORED`.
@@ -133,7 +134,8 @@ class PartScores:
 
     def __call__(self, step: int, total: int, values: Mapping[str, float]) -> None:
         """Score both parts, if this step is one to be scored; what is not finite is left out."""
-        if step != total and step % self.every:
+        # The first step's is the score of the start or near it, or a run could be below a level before its first one.
+        if step not in (1, total) and step % self.every:
             return
         found = {"step": float(step), **dict(self._scores())}
         if all(map(math.isfinite, found.values())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asymlora.reproduce.artefact import DataSet
 
+SUBJ = DataSet(name="SUBJ", source="github.com/harvardnlp/sent-conv-torch, commit d61ded0", place="text/subj")
 TREC6 = DataSet(name="TREC-6", source="github.com/harvardnlp/sent-conv-torch, commit d61ded0", place="text/trec6")
 SST2 = DataSet(name="SST-2", source="github.com/eyalbd2/Reproducing-AutoPrompt, commit 6288fb5", place="text/sst2")
 COLA = DataSet(name="CoLA", source="github.com/amrnag/Specialized-Transformers, commit fa673a9", place="text/cola")

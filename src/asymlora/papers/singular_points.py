@@ -46,13 +46,13 @@ def similarity_points(
 
 
 def training_points(rate: float, seeds: Sequence[int]) -> tuple[Mapping[str, Any], ...]:
-    """Return one point a seed for the released code's start, and one for a random start.
+    """Return one point a seed for each of the three starts.
 
     Args:
-        rate: The learning rate, the same for both: their rows have the same length.
+        rate: The learning rate, the same for all: their rows have the same length.
         seeds: Paired seeds.
     """
-    return tuple({"start": start, "rate": rate, "seed": seed} for seed in seeds for start in (RELEASED, RANDOM))
+    return tuple({"start": start, "rate": rate, "seed": seed} for seed in seeds for start in STARTS)
 
 
 # Whose singular vectors ----------------------------------------------------------------------------------------------
@@ -156,13 +156,13 @@ def _weights(model: str, targets: Sequence[str]) -> dict[str, Tensor]:
 # How it trains -------------------------------------------------------------------------------------------------------
 
 
-def measure_training(point: Point, *, plan: SweepPlan, arm: str) -> list[Record]:
+def measure_training(point: Point, *, plan: SweepPlan, arms: Mapping[str, str]) -> list[Record]:
     """Train one closing run of an arm, its ``A`` from the released code's draw or from the arm's own.
 
     Args:
         point: ``start``, ``rate``, ``seed``.
         plan: The sweep that has the arm: model, data and training are its own.
-        arm: Name of the arm.
+        arms: Name of the arm by start; the released draw takes the place of its own.
 
     Returns:
         One record: the metric on test, None where the run diverged.
@@ -172,7 +172,7 @@ def measure_training(point: Point, *, plan: SweepPlan, arm: str) -> list[Record]
     from asymlora.train.callbacks import quiet_transformers
 
     quiet_transformers()
-    (cell,) = [cell for cell in cells(plan) if cell.label == arm]
+    (cell,) = [cell for cell in cells(plan) if cell.label == arms[point["start"]]]
     todo = job(plan, cell, lr=point["rate"], seed=point["seed"], phase="closing")
     base = _base(json.dumps(plan.recipe.to_dict(), sort_keys=True))
     base.released = point["start"] == RELEASED

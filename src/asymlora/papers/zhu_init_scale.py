@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asymlora.papers.arm_comparisons import decided_within
+from asymlora.papers.arm_comparisons import decided_as_good
 from asymlora.papers.asymmetry_sweeps import (
     MARGIN,
     PAPER_TEXT_SETTINGS,
@@ -29,10 +29,18 @@ from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, Scale, Setting, S
 from asymlora.reproduce.by_seed import BySeed
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError, SweepEvidence
-from asymlora.reproduce.paired_tests import OCTAVES, POINTS, described, equivalence_finding, paired_finding
+from asymlora.reproduce.paired_tests import (
+    OCTAVES,
+    POINTS,
+    as_good_finding,
+    described,
+    equivalence_finding,
+    paired_finding,
+)
 from asymlora.reproduce.rates_by_seed import best_ends, best_rates, closing_values, known_rates, rate_sentence
 from asymlora.sweep.axes import Arm, parse_rates
 from asymlora.sweep.rates import best_rate, rate_scores, rate_text
+from asymlora.sweep.run_record import RunRow
 
 KAIMING = "hA_zero_B_km"
 ORTHONORMAL, PLAIN, SLOWED, UNIT = "a_only", "b_km", "b_km_slow", "b_km_unit"
@@ -52,8 +60,8 @@ SMALL_SET = replace(TREC6_SET, batch_size=16)
 PAPER_SET = "cola"
 RATES = parse_rates("3.16e-4..1e-2:2")
 """From where Kaiming's B is expected to be best, to beyond the best rate of B-only in docs/sweeps.md."""
-SEEDS = (FIRST_SEEDS, FIRST_SEEDS)
-"""Tuning seeds and closing seeds: as many of both, since arms at a shared rate are read from the tuning runs."""
+SEEDS = (FIRST_SEEDS, 10)
+"""Tuning seeds, which arms at a shared rate are read from, and closing seeds, of which six would show too little."""
 _PARTS = (SMALL_SET.name, PAPER_SET)
 
 
@@ -119,15 +127,21 @@ def shared_rates(sweep: SweepEvidence) -> dict[int, float]:
         MissingEvidenceError: The other seeds choose none.
     """
     cell = sweep.cells.get(ORTHONORMAL)
-    rows = [] if cell is None else cell.rows
+    rows, first = [] if cell is None else cell.rows, sweep.plan["rates"]
     found: dict[int, float] = {}
     for seed in sweep.view.tuning_seeds:
         others = [other for other in sweep.view.tuning_seeds if other != seed]
-        best = best_rate(rate_scores(rows, seeds=others), greater_is_better=True)
+        # Of the first grid alone, at which every arm has been run: an arm's own grid may have grown beyond it.
+        scores = [score for score in rate_scores(rows, seeds=others) if _is_one_of(score.lr, first)]
+        best = best_rate(scores, greater_is_better=True)
         if best is None:
             raise MissingEvidenceError(f"a rate of {NAMES[ORTHONORMAL]} that has finished with every tuning seed")
         found[seed] = best.lr
     return found
+
+
+def _is_one_of(lr: float, rates: Sequence[float]) -> bool:
+    return any(math.isclose(lr, rate, rel_tol=1e-4) for rate in rates)
 
 
 def at_shared_rates(sweep: SweepEvidence, arm: str) -> BySeed:
@@ -140,8 +154,12 @@ def at_shared_rates(sweep: SweepEvidence, arm: str) -> BySeed:
     Returns:
         Of the runs that finished.
     """
-    rates = shared_rates(sweep)
-    rows = {rate: tuning_rows(sweep, arm, rate) for rate in set(rates.values())}
+    rates, rows = shared_rates(sweep), dict[float, Mapping[int, RunRow]]()
+    for rate in set(rates.values()):
+        try:
+            rows[rate] = tuning_rows(sweep, arm, rate)
+        except MissingEvidenceError:  # all of its runs were lost there: seeds that are read at that rate are left out
+            rows[rate] = {}
     found = {seed: rows[rate][seed].validation for seed, rate in rates.items() if seed in rows[rate]}
     return BySeed({seed: v for seed, v in found.items() if v is not None}, planned=sweep.view.tuning_seeds)
 
@@ -183,27 +201,31 @@ def _closes(evidence: Evidence, repaired: str) -> Finding:
 
 def _as_good_at_its_own_rate(evidence: Evidence) -> Finding:
     sweep = _main(evidence)
-    compared = {arm: NAMES[arm] for arm in (PLAIN, ORTHONORMAL)}
-    found = equivalence_finding(
+    compared = {arm: NAMES[arm] for arm in (SLOWED, ORTHONORMAL)}
+    found = as_good_finding(
         *(closing_values(sweep, arm) for arm in compared), margin=MARGIN, show=POINTS,
         what="Metric on test of Kaiming's B less that of an orthonormal one, each at its own best rate",
     )  # fmt: skip
-    said = replace(found, ours=" ".join([found.ours, *(rate_sentence(sweep, arm) for arm in compared)]))
-    return undecided_at_ends(said, open_arms(sweep, compared))
+    plain = paired_finding(
+        *(closing_values(sweep, arm) for arm in (PLAIN, ORTHONORMAL)), claimed="less", show=POINTS, what="one rate"
+    )
+    beside = f"With one rate for A and head: {POINTS.text(plain.estimate or 0.0)}."
+    rates = (rate_sentence(sweep, arm) for arm in (*compared, PLAIN))
+    return undecided_at_ends(replace(found, ours=" ".join([found.ours, beside, *rates])), open_arms(sweep, compared))
 
 
 def _rates_apart(evidence: Evidence) -> Finding:
     sweep = _main(evidence)
-    compared = (ORTHONORMAL, PLAIN)
+    compared = (ORTHONORMAL, SLOWED)
     at_ends = [best_ends(sweep, arm, end=end) for arm in compared for end in ("lower", "upper")]
     first, second = known_rates(
         *(best_rates(sweep, arm) for arm in compared), open_seeds={seed for seeds in at_ends for seed in seeds}
     )
     norm = column_norm((1024,) if evidence.has(PAPER_SET) else OUTPUTS)
-    apart = BySeed({seed: rate - math.log2(norm) for seed, rate in first.items()}, planned=first.planned)
     return equivalence_finding(
-        apart, second, margin=OCTAVE, show=OCTAVES,
-        what=f"Best rate of an orthonormal B over that of Kaiming's, less the octaves of its column norm {norm:.2f}",
+        first, second, margin=OCTAVE, show=OCTAVES,
+        what=f"Best rate of A under an orthonormal B over that under Kaiming's, less the octaves of its column norm"
+        f" {norm:.2f}",
     )  # fmt: skip
 
 
@@ -266,11 +288,12 @@ CLAIMS = (
         kind="derived",
         source=f"{DERIVED}: if it is the step alone, tuning the rate undoes it",
         paper="not measured: one rate for all arms",
-        test=f"{_WHERE}: metric on test by closing seed, "
-        + decided_within(
+        test=f"{_WHERE}: metric on test by closing seed of Kaiming's B, the rate of A divided by the norm of its"
+        " columns, so that the head, which has the rate of the run, is not slowed with it; "
+        + decided_as_good(
             f"{100 * MARGIN:g} points", why="less than the 2.3 points that the paper counts as a difference"
         )
-        + _KNOWN,
+        + f" Beside it the difference of Kaiming's B at one rate for all, a description.{_KNOWN}",
         parts=_PARTS,
         judge=_as_good_at_its_own_rate,
     ),
@@ -279,8 +302,9 @@ CLAIMS = (
         says="Their best rates are as far apart as the norms of their columns.",
         kind="derived",
         source=f"{DERIVED}: the step of B A at the best rate is the same",
-        test=f"{_WHERE}: log2 of the best rate of an orthonormal B over that of Kaiming's for each tuning seed, between"
-        " grid points by a parabola, less log2 of the root mean square norm of the columns; two one-sided tests against"
+        test=f"{_WHERE}: log2 of the best rate of A under an orthonormal B over that under Kaiming's for each tuning"
+        " seed, between grid points by a parabola, less log2 of the root mean square norm of the columns: of runs whose"
+        " head has the same rate under both, A alone being slowed by that norm; two one-sided tests against"
         f" a margin of {OCTAVE:g} octave at a level of 0.03125 with six seeds. Holds: both reject. Fails: the sign-flip"
         " test at that level finds a difference whose interval lies beyond the margin. Else undecided. Seeds at which a"
         f" best rate is at an end of the tried ones are left out. The grid's step is 1.7 octaves.{UNTOLD}{_KNOWN}",
@@ -323,7 +347,7 @@ ARTEFACT = Artefact(
     " 85.1 on average over GLUE, with MNLI at chance. All arms have one rate, and that B is 6.5 times as large.",
     small=Scale(
         parts=small_parts,
-        minutes=27,
+        minutes=33,
         memory_gib=1.5,
         data=(TREC6,),
         settings=_SMALL_SETTINGS,

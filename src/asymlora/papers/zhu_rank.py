@@ -11,7 +11,7 @@ from typing import Any
 from asymlora.papers.arm_comparisons import (
     DOUBLED,
     NAMES,
-    alike,
+    at_own_rates,
     at_rank,
     decided_by_sign,
     decided_within,
@@ -28,29 +28,29 @@ from asymlora.papers.asymmetry_sweeps import (
     text_part,
 )
 from asymlora.papers.bracketed import open_arms, undecided_at_ends
-from asymlora.papers.models_and_data import MINILM_NAME, TREC6
+from asymlora.papers.models_and_data import MINILM_NAME, SUBJ, TREC6
 from asymlora.papers.stated_tests import known_before
 from asymlora.papers.text_evidence import by_set, mean_over
 from asymlora.papers.text_sweeps import RANK, ROBERTA_NAME, TREC6_SET, TextSet
 from asymlora.papers.zhu_glue import PRINTED
 from asymlora.papers.zhu_settings import B_ONLY, BOTH, EXPERIMENTS, SOURCE, THEORY
-from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, DataSet, Scale, Setting, SweepPart
+from asymlora.reproduce.artefact import Artefact, Scale, Setting, SweepPart
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError, SweepEvidence
-from asymlora.reproduce.paired_tests import POINTS, exact_finding, paired_finding
+from asymlora.reproduce.paired_tests import POINTS, equivalence_finding, exact_finding, paired_finding
 from asymlora.sweep.run_record import RunRow
 
 ARMS = (at_rank(BOTH, RANK), at_rank(B_ONLY, 2 * RANK, name=DOUBLED), at_rank(B_ONLY, RANK))
 """The first sets the compute of the others."""
-SUBJ = DataSet(name="SUBJ", source="github.com/harvardnlp/sent-conv-torch, commit d61ded0", place="text/subj")
 _SETS = (
     replace(TREC6_SET, batch_size=16),
     TextSet(name="subj", title="SUBJ", data=SUBJ, batch_size=16, max_scored_rows=500),
 )
 SMALL_SETS = {each.name: each.title for each in _SETS}
 PAPER_SETS = {"rte": "RTE", "cola": "CoLA"}
-SEEDS = (2, FIRST_SEEDS)
-"""Tuning seeds, and closing seeds."""
+SEEDS = (2, 10)
+"""Tuning seeds, and closing seeds: accuracies of such arms differ by 2.2 points from seed to seed on TREC-6
+(docs/sweeps.md), so that ten seeds of two sets show an equivalence within two points three times in four."""
 COMPUTE = 0.02
 """Share of the compute within which it counts as equal; a step of 64 is 1.6 %."""
 _PARTS = (*SMALL_SETS, *PAPER_SETS)
@@ -92,11 +92,14 @@ def _sets(evidence: Evidence) -> Mapping[str, str]:
 
 
 def _as_good(evidence: Evidence) -> Finding:
-    def judge(sweep: SweepEvidence) -> Finding:
-        arms, what = (DOUBLED, "both"), f"{NAMES[DOUBLED]} less {NAMES['both']}, each at its own best rate"
-        return alike(sweep, arms, metric=_metric(sweep), margin=MARGIN, show=POINTS, what=what)
-
-    return on_each(evidence, _sets(evidence), judge)
+    titles, arms = _sets(evidence), (DOUBLED, "both")
+    sweeps = {name: evidence.sweep(name) for name in titles}
+    found = equivalence_finding(
+        *(mean_over(sweeps, arm) for arm in arms), margin=MARGIN, show=POINTS,
+        what=f"Mean over {' and '.join(titles.values())} of {NAMES[DOUBLED]} less {NAMES['both']}",
+    )  # fmt: skip
+    said = replace(found, ours=f"{found.ours} {by_set(sweeps, titles, first=DOUBLED, second='both')}")
+    return at_own_rates(said, {titles[name]: sweep for name, sweep in sweeps.items()}, arms)
 
 
 def _equal_values(evidence: Evidence) -> Finding:
@@ -143,10 +146,6 @@ def _rows(sweep: SweepEvidence) -> list[tuple[str, list[RunRow]]]:
     return found
 
 
-def _metric(sweep: SweepEvidence) -> str:
-    return next(row.metric for row in sweep.rows if row.metric)
-
-
 def _doubling_helps(evidence: Evidence) -> Finding:
     titles = _sets(evidence)
     sweeps = {name: evidence.sweep(name) for name in titles}
@@ -173,13 +172,12 @@ CLAIMS = (
         source=f"{EXPERIMENTS}: tables 1 and 7; the abstract has it of a random A that is not trained, at any rank",
         paper="mean of GLUE: 87.5 (B, rank 16) against 87.2 (both, rank 8); ahead on 4 of 7 sets, equal on RTE, behind"
         " by 0.2 on MNLI and by 0.3 on STS-B. Summaries by BART: behind on all six scores (zhu_summaries)",
-        test="On each of TREC-6 and SUBJ (RTE and CoLA at the paper's scale), at equal values and equal compute: the"
+        test="Mean over TREC-6 and SUBJ (RTE and CoLA at the paper's scale), at equal values and equal compute: the"
         " metric on test by closing seed, "
         + decided_within(
             f"{100 * MARGIN:g} points",
             why="less than the 2.3 points that the paper counts as a difference between training B and training A",
         )
-        + " Both sets must hold; one that fails is enough."
         + _KNOWN,
         parts=_PARTS,
         judge=_as_good,
@@ -266,7 +264,7 @@ ARTEFACT = Artefact(
     " points ahead on average, on summaries behind on every score.",
     small=Scale(
         parts=small_parts,
-        minutes=28,
+        minutes=36,
         memory_gib=1.5,
         data=(TREC6, SUBJ),
         settings=_SMALL_SETTINGS,

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from asymlora.papers.arm_comparisons import AT_LEVELS
 from asymlora.papers.asymmetry_sweeps import (
     MARGIN,
     PAPER_TEXT_SETTINGS,
@@ -31,7 +32,7 @@ from asymlora.papers.stated_tests import UNTOLD, closing_seeds, known_before
 from asymlora.papers.text_evidence import rates_figure
 from asymlora.papers.text_sweeps import RANK, ROBERTA_NAME, TREC6_SET
 from asymlora.papers.zhu_settings import B_ONLY, EXPERIMENTS, RELEASED_CODE
-from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, MeasuredPart, Part, Scale, Setting, SweepPart
+from asymlora.reproduce.artefact import Artefact, MeasuredPart, Part, Scale, Setting, SweepPart
 from asymlora.reproduce.by_seed import BySeed
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError, Record, SweepEvidence
@@ -50,11 +51,16 @@ SHARED_RATE, PAPER_SHARED_RATE = 3.16e-3, 4e-4
 paper's own (code, RTE)."""
 SAME_SPACE, NEAR_CHANCE = 1e-6, 0.1
 """How far from 1 a similarity may lie, and from chance its ratio to chance, stated before the runs."""
+SEEDS = (2, 12)
+"""Tuning seeds, and closing seeds: accuracies of these arms differ by 2.2 points from seed to seed (docs/sweeps.md), of
+which six seeds would show no equivalence within two points more often than one time in ten."""
 DRAWS = tuple(range(300, 306))
 """Seeds of the draws whose spaces are compared: none that was drawn while the code was checked."""
 _TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
 """Of MiniLM's adapted layers, without the pooler, which a classifier does not have."""
 _SETS = ("trec6", "rte")
+ARM_OF = {RELEASED: B_ONLY.name, RANDOM: B_ONLY.name, TOP: B_OVER_V.name}
+"""Arm of each start in the part ``released``; the released draw takes the place of that arm's own."""
 
 
 def _parts(sweep: SweepPart, *, model: str, targets: Sequence[str], rate: float) -> tuple[Part, ...]:
@@ -68,8 +74,8 @@ def _parts(sweep: SweepPart, *, model: str, targets: Sequence[str], rate: float)
         sweep,
         MeasuredPart(
             name=TRAINED,
-            points=training_points(rate, closing_seeds(FIRST_SEEDS)),
-            measure=partial(measure_training, plan=sweep.plan, arm=B_ONLY.name),
+            points=training_points(rate, closing_seeds(SEEDS[1])),
+            measure=partial(measure_training, plan=sweep.plan, arms=ARM_OF),
             recipes=(sweep.plan.recipe,),
         ),
     )
@@ -81,7 +87,7 @@ def small_parts(data_root: Path) -> tuple[Part, ...]:
     Args:
         data_root: Where data sets stand.
     """
-    sweep = text_part(TREC6_SET, data_root, arms=ARMS, seeds=(2, FIRST_SEEDS), margin=MARGIN)
+    sweep = text_part(TREC6_SET, data_root, arms=ARMS, seeds=SEEDS, margin=MARGIN)
     return _parts(sweep, model=MINILM, targets=_TARGETS, rate=SHARED_RATE)
 
 
@@ -91,7 +97,7 @@ def paper_parts(data_root: Path) -> tuple[Part, ...]:
     Args:
         data_root: Not read: the set comes from the hub.
     """
-    sweep = paper_text_part("rte", arms=ARMS, seeds=(2, FIRST_SEEDS), margin=MARGIN)
+    sweep = paper_text_part("rte", arms=ARMS, seeds=SEEDS, margin=MARGIN)
     recipe = sweep.plan.recipe
     return _parts(sweep, model=recipe.model.name, targets=tuple(recipe.adapter.targets), rate=PAPER_SHARED_RATE)
 
@@ -145,20 +151,23 @@ def _at_chance(evidence: Evidence, factor: str, name: str) -> Finding:
     return replace(found, ours=f"{found.ours} {beside}")
 
 
-def _released_as_random(evidence: Evidence) -> Finding:
+def _at_one_rate(evidence: Evidence, first: str, second: str) -> Finding:
     rows = evidence.records(TRAINED)
     sides = [
         BySeed(
             {row["seed"]: row["value"] for row in rows if row["start"] == start and row["value"] is not None},
             planned={row["seed"] for row in rows},
         )
-        for start in (RELEASED, RANDOM)
+        for start in (first, second)
     ]
     rates = ", ".join(sorted({rate_text(row["rate"]) for row in rows}))
     return equivalence_finding(
         *sides, margin=MARGIN, show=POINTS,
-        what=f"Accuracy of B-only over the released code's A less over a random A, both at {rates}",
+        what=f"Accuracy of B-only over {_STARTS_SAID[first]} less over {_STARTS_SAID[second]}, both at {rates}",
     )  # fmt: skip
+
+
+_STARTS_SAID = {TOP: "V of W0", RELEASED: "the released code's A", RANDOM: "a random A"}
 
 
 def _figure(evidence: Evidence) -> Any:
@@ -169,7 +178,7 @@ def _figure(evidence: Evidence) -> Any:
 _WHERE = "TREC-6 (RTE at the paper's scale)"
 _TOST = (
     f"two one-sided tests against a margin of {100 * MARGIN:g} points, stated before the runs (the paper's A-only"
-    " falls behind its B-only by 2.3), at a level of 0.03125 with six seeds. Holds: both reject. Fails: the sign-flip"
+    f" falls behind its B-only by 2.3), {AT_LEVELS}. Holds: both reject. Fails: the sign-flip"
     " test at that level finds a difference whose interval lies beyond the margin. Else undecided."
 )
 _OF_B_ONLY = (
@@ -233,7 +242,19 @@ CLAIMS = (
         f" scale {rate_text(PAPER_SHARED_RATE)}), as the rows of both have length 1: accuracy by closing seed,"
         f" {_TOST}{UNTOLD}" + known_before(f"{_OF_B_ONLY}; of the released draw nothing."),
         parts=(TRAINED,),
-        judge=_released_as_random,
+        judge=lambda evidence: _at_one_rate(evidence, RELEASED, RANDOM),
+    ),
+    Claim(
+        key="true_as_released",
+        says="At one rate, B-only over the pretrained weight's own V does as well as over the released code's V, and no"
+        " better: it makes no difference which of the two a table shows.",
+        kind="question",
+        source=f"{RELEASED_CODE}; whether the tables' V were those of the released code is not known",
+        paper="no number",
+        test=f"As released_as_random, over V of W0 less over the released code's V, {_TOST}{UNTOLD}"
+        + known_before(f"{_OF_B_ONLY}; of V of W0 and of the released draw nothing."),
+        parts=(TRAINED,),
+        judge=lambda evidence: _at_one_rate(evidence, TOP, RELEASED),
     ),
 )
 
@@ -259,7 +280,7 @@ ARTEFACT = Artefact(
     " against 87.4 at rank 8, 87.5 each at rank 16. In the released code these vectors are of a fresh random layer.",
     small=Scale(
         parts=small_parts,
-        minutes=20,
+        minutes=28,
         memory_gib=1.5,
         data=(TREC6,),
         settings=(*SMALL_TEXT_SETTINGS, *_STARTS),
