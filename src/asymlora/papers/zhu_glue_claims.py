@@ -340,8 +340,8 @@ CLAIMS = (
         test="Last logged training loss of the closing runs (a mean of ten steps; at the small scale no row is seen"
         f" twice, so it is of unseen rows) of B-only less A-only, rank 8, mean over {_SETS}, one value a seed; exact"
         " two-sided sign-flip test at a level of 0.03125 with 6 seeds, of 0.01875 where the parts got 10; holds or"
-        " fails by the sign where p is at most the level, else undecided. The rates are those that the metric on validation"
-        f" chose. {_COUNTS}"
+        " fails by the sign where p is at most the level, else undecided. The rates are those that the metric on"
+        f" validation chose. {_COUNTS}"
         f"{UNTOLD}{_KNOWN}",
         parts=_MAIN_PARTS,
         judge=_b_learns_more,

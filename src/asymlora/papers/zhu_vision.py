@@ -153,10 +153,8 @@ def _paper_set(each: DomainSet, root: Path) -> tuple[Part, ...]:
     base = paper_recipe("vit_base_pacs")
     recipe = replace(
         base,
-        model=replace(base.model, name="google/vit-base-patch16-224-in21k"),
         data=replace(base.data, name=str(root / each.data.place), train_environment=each.trained_on),
-        adapter=replace(base.adapter, targets=("q_proj", "k_proj", "v_proj")),
-        train=replace(base.train, steps=each.steps, head_start="random"),
+        train=replace(base.train, steps=each.steps),
     )
     return _parts(each.name, recipe, Arm(name="full", word="full"), folder=root.parent, rates=_PAPER_RATES)
 
