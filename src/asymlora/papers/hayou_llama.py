@@ -203,7 +203,7 @@ ARTEFACT = Artefact(
     " the abstract the best rate of Init[A] is generally the larger one, and its result better on average, not always.",
     small=Scale(
         parts=small_parts,
-        minutes=26,
+        minutes=24,
         memory_gib=2.0,
         data=(TREC6, SST2, RTE, MRPC),
         settings=_SMALL_SETTINGS,

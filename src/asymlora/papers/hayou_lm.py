@@ -118,7 +118,7 @@ ARTEFACT = Artefact(
     " better on average, not always.",
     small=Scale(
         parts=small_parts,
-        minutes=20,
+        minutes=29,
         memory_gib=2.0,
         data=(WIKITEXT2_VALID, WIKITEXT2_TEST),
         settings=_SMALL_SETTINGS,

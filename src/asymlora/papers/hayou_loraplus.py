@@ -235,7 +235,7 @@ ARTEFACT = Artefact(
     " has the two inits learn alike where the rates are 1/n and 1.",
     small=Scale(
         parts=small_parts,
-        minutes=20,
+        minutes=23,
         memory_gib=1.5,
         data=(TREC6,),
         settings=(*SMALL_SETTINGS, *_OWN_SETTINGS),
