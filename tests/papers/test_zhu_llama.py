@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from asymlora.papers import hayou_llama
 from asymlora.papers.arm_comparisons import DOUBLED
-from asymlora.papers.zhu_llama import ARTEFACT, CHOICES, PART, STEPS, paper_parts, small_parts
+from asymlora.papers.zhu_llama import ARTEFACT, BY_TEXT, PART, STEPS, paper_parts, small_parts
 from asymlora.reproduce.artefact import SweepPart
 from asymlora.reproduce.claim import Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError
@@ -32,7 +33,7 @@ SMALL, PAPER = _part(small_parts(NOWHERE)), _part(paper_parts(NOWHERE))
 def _found(key: str, **arms: tuple[float, float]) -> Finding:
     figures = {
         arm.name: {
-            CHOICES: raised(RIGHT, arms.get(arm.name, (0, 0))[0]),
+            BY_TEXT: raised(RIGHT, arms.get(arm.name, (0, 0))[0]),
             "loss": raised(LOSS, arms.get(arm.name, (0, 0))[1]),
         }
         for arm in SMALL.plan.arms
@@ -64,7 +65,7 @@ def test_the_small_scale_has_the_rows_of_the_other_paper_and_fewer_steps() -> No
     other = _part(hayou_llama.small_parts(NOWHERE)).plan.recipe
     recipe = SMALL.plan.recipe
     refuse_unread(recipe.task, recipe.data)
-    assert (recipe.data, recipe.model) == (other.data, other.model)
+    assert (replace(recipe.data, max_scored_rows=24), recipe.model) == (other.data, other.model)
     assert recipe.train.steps == recipe.train.evaluate_every == STEPS < other.train.steps
     assert ARTEFACT.small.prepare is hayou_llama.with_rows_made
     specs = {cell.label: cell.recipe.adapter for cell in cells(SMALL.plan)}

@@ -25,13 +25,13 @@ from asymlora.papers.arm_comparisons import (
 from asymlora.papers.hayou_llama import MMLU_QUESTIONS, PART, with_rows_made
 from asymlora.papers.hayou_llama import small_parts as parts_of_both_starts
 from asymlora.papers.instruction_rows import SYSTEM
-from asymlora.papers.models_and_data import MRPC, RTE, SMOLLM2_NAME, SST2, TREC6
+from asymlora.papers.models_and_data import MRPC, RTE, SMOLLM2, SMOLLM2_NAME, SST2, TREC6
 from asymlora.papers.paper_recipes import paper_recipe
 from asymlora.papers.stated_tests import UNKNOWN, known_before
 from asymlora.papers.zhu_settings import A_ONLY, B_ONLY, BOTH, EXPERIMENTS, LEARNING_RATES, OPTIMIZER, SCALING, TARGETS
 from asymlora.reproduce.artefact import FIRST_SEEDS, Artefact, DataSet, Part, Scale, Setting, SweepPart
 from asymlora.reproduce.claim import Claim, Finding
-from asymlora.reproduce.evidence import Evidence
+from asymlora.reproduce.evidence import Evidence, SweepEvidence
 from asymlora.reproduce.paired_tests import NATS, POINTS, described
 from asymlora.reproduce.printed_count import PrintedCount
 from asymlora.reproduce.rates_by_seed import closing_values
@@ -41,7 +41,10 @@ RANK, PAPER_RANK = 8, 32
 STEPS = 16
 MARGIN = 0.05
 """Nats a token, stated before the runs."""
-CHOICES = "choices.accuracy"
+SCORED = 96
+"""Rows of each part that are scored at the small scale: of 24 the loss differs by 0.2 nats from seed to seed."""
+BY_LETTER, BY_TEXT = "choices.accuracy", "choices.accuracy_by_text"
+"""Right choices, as MMLU counts them and by the text of the answers."""
 PAPER_RATES = "3.16e-5..1e-3:2"
 LLAMA_VALUES = 6_738_415_616
 
@@ -65,7 +68,11 @@ def small_parts(root: Path) -> tuple[Part, ...]:
     (both_starts,) = parts_of_both_starts(root)
     assert isinstance(both_starts, SweepPart)
     recipe = both_starts.plan.recipe
-    recipe = replace(recipe, train=replace(recipe.train, steps=STEPS, evaluate_every=STEPS))
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, max_scored_rows=SCORED),
+        train=replace(recipe.train, steps=STEPS, evaluate_every=STEPS),
+    )
     rates = parse_rates("3.16e-4..1e-2:2")
     return (SweepPart(name=PART, plan=plan_of(recipe, arms(RANK), rates, seeds=(1, FIRST_SEEDS), bounded=True)),)
 
@@ -100,10 +107,23 @@ _PRINTED = {
 
 
 def _more_right(first: str, second: str) -> Callable[[Evidence], Finding]:
-    return lambda evidence: compared(
-        evidence.sweep(PART), (first, second), metric=CHOICES, show=POINTS, claimed="greater",
-        what=_difference("Share of right choices (by the letter)", first, second),
-    )  # fmt: skip
+    def judge(evidence: Evidence) -> Finding:
+        sweep = evidence.sweep(PART)
+        metric = _counted_by(sweep)
+        return compared(
+            sweep, (first, second), metric=metric, show=POINTS, claimed="greater",
+            what=_difference(f"Share of right choices ({_WAYS[metric]})", first, second),
+        )  # fmt: skip
+
+    return judge
+
+
+def _counted_by(sweep: SweepEvidence) -> str:
+    # A model of 135 M values learns no letters in a minute: in hayou_llama nearly all runs answer A to every question.
+    return BY_TEXT if sweep.plan["recipe"]["model"]["name"] == SMOLLM2 else BY_LETTER
+
+
+_WAYS = {BY_LETTER: "by the letter", BY_TEXT: "by the text"}
 
 
 def _lower_loss(first: str, second: str) -> Callable[[Evidence], Finding]:
@@ -126,17 +146,18 @@ def _nearly_as_well(evidence: Evidence) -> Finding:
 
 def _table(evidence: Evidence) -> Finding:
     sweep = evidence.sweep(PART)
+    choices = _counted_by(sweep)
     by_metric = {
-        metric: {arm: closing_values(sweep, arm, metric=metric) for arm in _PRINTED} for metric in (CHOICES, "loss")
+        metric: {arm: closing_values(sweep, arm, metric=metric) for arm in _PRINTED} for metric in (choices, "loss")
     }
     before = next((row.before for row in sweep.rows if row.before), {})
     untuned = "; ".join(
         f"{name} {show.amount(before[metric])}"
-        for metric, name, show in ((CHOICES, "right choices", POINTS), ("loss", "loss", NATS))
+        for metric, name, show in ((choices, "right choices", POINTS), ("loss", "loss", NATS))
         if metric in before
     )
     return described(
-        f"Right choices by the letter: {means_said(by_metric[CHOICES], show=POINTS)}. Test loss:"
+        f"Right choices {_WAYS[choices]}: {means_said(by_metric[choices], show=POINTS)}. Test loss:"
         f" {means_said(by_metric['loss'], show=NATS)}. Before the first step: {untuned or 'not known'}.",
         pairs=min(map(len, by_metric["loss"].values())),
     )
@@ -146,8 +167,9 @@ _TABLE = f"{EXPERIMENTS}: Table 4, LLaMA-2-7B tuned on Alpaca, five-shot MMLU, s
 _ERROR = "45.36 is printed, about 2.2 above the mean of its own four cells"
 _KNOWN = known_before(
     "of SmolLM2 on texts (docs/tasks.md) two seeds at the rate 1e-3, not tuned, 12 steps: perplexity on WikiText-2 46.5"
-    " for LoRA, 50.8 for B-only at rank 8, 40.6 at rank 16. Of A-only nothing; of these instructions with one factor a"
-    " run of B-only of 3 steps, which checked the code."
+    " for LoRA, 50.8 for B-only at rank 8, 40.6 at rank 16. On these instructions hayou_llama, of both factors: 41 to"
+    " 69 % right by the text, 28 to 34 % by the letter. Of A-only nothing; of B-only a run of 3 steps, which checked the"
+    " code."
 )
 _ON = "Each arm at its own best rate:"
 
@@ -160,7 +182,8 @@ def _pair(key: str, first: str, second: str, *, says: str, paper: str) -> tuple[
         kind="paper",
         source=_TABLE,
         paper=paper,
-        test=f"{_ON} {_difference('share of right choices (by the letter)', first, second)}, by closing seed;"
+        test=f"{_ON} {_difference('share of right choices', first, second)}, by closing seed, at the paper's scale by"
+        f" the letter and at the small one by the text of the answers, as SmolLM2 learns no letters in this time:"
         f" {decided_by_sign('above')}{_KNOWN}",
         parts=(PART,),
         judge=_more_right(first, second),
@@ -242,7 +265,8 @@ _SMALL_SETTINGS = (
     ),
     Setting(
         what="multiple choice", paper="MMLU, five-shot, 14,042 questions in four groups",
-        ours="32 questions of the four sets, without examples, in MMLU's form",
+        ours="32 questions of the four sets, without examples, in MMLU's form; right is the choice whose text is the"
+        " likeliest answer",
         why="MMLU is not at hand; they are rows of the sets that are trained on, so they measure what was learnt and"
         " not knowledge; one question is 3.1 points",
     ),
@@ -256,7 +280,8 @@ _SMALL_SETTINGS = (
     ),
     Setting(
         what="parts of the data", paper=UNKNOWN,
-        ours="the rate chosen by the loss on 24 rows held out of training, quoted on 24 of test and validation files",
+        ours=f"the rate chosen by the loss on {SCORED} rows held out of training, quoted on {SCORED} of test and"
+        " validation files",
         why="SST-2 and RTE have no public test labels",
     ),
     Setting(
@@ -297,12 +322,12 @@ ARTEFACT = Artefact(
     " three of four groups.",
     small=Scale(
         parts=small_parts,
-        minutes=25,
+        minutes=36,
         memory_gib=2.0,
         data=(TREC6, SST2, RTE, MRPC),
         settings=_SMALL_SETTINGS,
         cut=(
-            "rows: 3 a step, 24 of each part scored, 32 questions",
+            f"rows: 3 a step, {SCORED} of each part scored, 32 questions",
             f"steps: {STEPS}, not the 24 of hayou_llama",
             "ranks: 8 and 16, not 32 and 64",
             "tuning seeds: one",
