@@ -168,8 +168,8 @@ _ERROR = "45.36 is printed, about 2.2 above the mean of its own four cells"
 _KNOWN = known_before(
     "of SmolLM2 on texts (docs/tasks.md) two seeds at the rate 1e-3, not tuned, 12 steps: perplexity on WikiText-2 46.5"
     " for LoRA, 50.8 for B-only at rank 8, 40.6 at rank 16. On these instructions hayou_llama, of both factors: 41 to"
-    " 69 % right by the text, 28 to 34 % by the letter. Of A-only nothing; of B-only a run of 3 steps, which checked the"
-    " code."
+    " 69 % right by the text, 28 to 34 % by the letter. Of A-only nothing; of B-only a run of 3 steps, which checked"
+    " the code."
 )
 _ON = "Each arm at its own best rate:"
 
