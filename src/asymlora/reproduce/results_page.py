@@ -158,9 +158,9 @@ def _how_judged() -> list[str]:
     return [
         "## How they were judged", "",
         "Arms are paired by seed; learning rates are tuned for each arm, on validation, on seeds of their own. Two"
-        " looks, at six and at ten pairs, use an exact two-sided sign-flip test of a difference, two one-sided ones that"
-        " there is none beyond a margin, or one of them that a difference is no more than a margin for the worse, at"
-        " levels 0.031 and 0.019, together 0.05. What the first look decided"
+        " looks, at six and at ten pairs, use an exact two-sided sign-flip test of a difference, two one-sided ones"
+        " that there is none beyond a margin, or one of them that a difference is no more than a margin for the worse,"
+        " at levels 0.031 and 0.019, together 0.05. What the first look decided"
         " stands; other claims are judged on all seeds that there are. A claim that is *undecided* has neither been"
         " shown nor refuted.",
         "",
