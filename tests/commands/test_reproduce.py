@@ -103,7 +103,7 @@ def test_an_artefact_is_run_judged_kept_and_compared(
     assert "2 holds" in said
 
 
-@pytest.mark.parametrize(("scale", "said"), [("small", "reviews sweep init_a, init_b 4 -"), ("paper", "1 M, differs")])
+@pytest.mark.parametrize(("scale", "said"), [("small", "reviews sweep init_a, init_b 4 "), ("paper", "1 M, differs")])
 def test_a_forecast_writes_nothing(
     tiny: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     scale: str, said: str,
@@ -114,7 +114,7 @@ def test_a_forecast_writes_nothing(
     shown = " ".join(capsys.readouterr().out.split())
     assert said in shown
     assert "about 1 minutes of two cores, 0.5 GiB" in shown
-    assert "toy measured - 1 -" in shown
+    assert "toy measured - 1 " in shown
     assert "All that it reads is here" in shown
     assert all(claim.says in shown and " ".join(claim.test.split()) in shown for claim in tiny.claims)
     assert ("Printed, 1 M for init_a: Table 3." in shown) == (scale == "paper")

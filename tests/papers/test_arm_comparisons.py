@@ -4,7 +4,7 @@ import pytest
 
 from asymlora.papers.arm_comparisons import (
     DOUBLED,
-    alike,
+    as_good,
     at_rank,
     compared,
     on_each,
@@ -51,16 +51,16 @@ def test_a_difference_is_judged_by_its_sign_and_told_with_the_rates(by: float, v
     assert "b_only: best rate 1e-3, interior of 1e-4 to 1e-2. both: best rate 1e-3" in found.ours
 
 
-@pytest.mark.parametrize(("by", "verdict"), [(0.01, "holds"), (0.1, "fails")])
-def test_a_small_difference_is_none_within_the_margin(by: float, verdict: str) -> None:
-    found = alike(_ended(by), ("b_only", "both"), metric="loss", margin=0.05, show=NATS, what="Loss")
+@pytest.mark.parametrize(("by", "verdict"), [(0.01, "holds"), (0.1, "fails"), (-0.1, "holds")])
+def test_what_is_better_or_worse_within_the_margin_is_as_good(by: float, verdict: str) -> None:
+    found = as_good(_ended(by), ("b_only", "both"), metric="loss", margin=0.05, show=NATS, what="Loss", better="less")
     assert found.verdict == verdict
 
 
 def test_a_best_rate_at_an_end_leaves_both_tests_open() -> None:
     sweep = _ended(0.1, b_only=1e-2)
     found = compared(sweep, ("b_only", "both"), metric="loss", show=NATS, claimed="greater", what="Loss")
-    equal = alike(sweep, ("b_only", "both"), metric="loss", margin=1.0, show=NATS, what="Loss")
+    equal = as_good(sweep, ("b_only", "both"), metric="loss", margin=1.0, show=NATS, what="Loss", better="less")
     assert (found.verdict, equal.verdict) == ("undecided", "undecided")
     assert "the best rate of B-only is the first or the last one tried" in found.ours
 

@@ -12,9 +12,9 @@ from asymlora.papers.asymmetry_sweeps import (
     PAPER_RATES,
     PAPER_TEXT_SETTINGS,
     RATES,
-    SMALL_TEXT_SETTINGS,
     paper_glue_data,
     paper_text_part,
+    small_text_settings,
     text_part,
 )
 from asymlora.papers.text_sweeps import SMALL_SETS, TREC6_SET
@@ -71,7 +71,7 @@ def test_the_papers_sets_come_from_the_hub() -> None:
     assert paper_glue_data("rte")[0].source == "hub nyu-mll/glue, configuration rte"
 
 
-@pytest.mark.parametrize("settings", [SMALL_TEXT_SETTINGS, PAPER_TEXT_SETTINGS])
+@pytest.mark.parametrize("settings", [small_text_settings("TREC-6", "SST-2"), PAPER_TEXT_SETTINGS])
 def test_each_setting_is_told_once_and_in_full(settings: tuple[Setting, ...]) -> None:
     names = [setting.what for setting in settings]
     assert len(names) == len(set(names))

@@ -72,7 +72,7 @@ def test_the_closed_form_is_held_to_the_median_of_the_draws(drawn: float, verdic
 @pytest.mark.parametrize(("down", "verdict"), [(0.2, "holds"), (0.5, "fails")])
 def test_the_weakest_layer_is_told_from_the_attentions_output(down: float, verdict: str) -> None:
     layers = [
-        _layer("attention.self.query"), _layer("intermediate.dense"), _layer("output.dense", random_A=down),
+        _layer("attention.self.query"), _layer("intermediate.dense"), _layer("output.dense", random_A=down, outputs=32),
         # Ends as the down-projection does, and is none.
         _layer("attention.output.dense", random_A=0.126), _layer("attention.output.dense", random_A=0.9, block=1),
     ]  # fmt: skip

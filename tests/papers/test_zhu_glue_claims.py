@@ -65,7 +65,7 @@ def test_a_set_on_which_a_head_alone_does_as_well_does_not_count() -> None:
     sweeps["sst2_light"] = _made("sst2_light", {"head": _top(0.885, best=3.16228e-2)})
     found = _found("b_better_than_a", Evidence(sweeps=sweeps))
     assert "Mean over TREC-6 of B-only" in found.ours
-    assert "LoRA less the head alone: TREC-6 +20.00 points, SST-2 +1.50 points." in found.ours
+    assert "less the head alone, on validation: TREC-6 +20.00 points, SST-2 +1.50 points." in found.ours
     del sweeps["sst2_light"]
     assert _found("b_better_than_a", Evidence(sweeps=sweeps)).verdict == "undecided"
 

@@ -73,6 +73,15 @@ def test_as_good_is_within_two_points_in_the_mean_of_both_sets(top: float, verdi
     assert all(title in found.ours for title in SMALL_SETS.values())
 
 
+def test_differences_of_two_sets_that_cancel_are_told_beside_the_mean() -> None:
+    arms = {"both": SAME, "b_only": SAME}
+    tops = {"trec6": 0.96, "subj": 0.84}
+    sweeps = {name: made(part.plan, {**arms, DOUBLED: Behaviour(top=tops[name])}) for name, part in PARTS.items()}
+    found = _found("as_good_as_both", Evidence(sweeps=sweeps))
+    assert found.verdict == "holds"
+    assert all(said in found.ours for said in ("TREC-6 +6.00 points", "SUBJ -6.00 points"))
+
+
 def test_a_best_rate_at_an_end_leaves_it_open() -> None:
     found = _found("as_good_as_both", _evidence(Behaviour(), Behaviour(best=1e-5)))
     assert found.verdict == "undecided"

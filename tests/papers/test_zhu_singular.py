@@ -46,14 +46,21 @@ def _spaces(right: float, left: float = 1.0, *, top: float = 1.0) -> Evidence:
     return Evidence(measured={"similarity": rows})
 
 
-def _trained(released: float, *, lost: tuple[int, ...] = ()) -> Evidence:
+def _trained(released: float, *, lost: tuple[int, ...] = (), top: float = 0.9) -> Evidence:
     rows = [
         {"start": start, "seed": seed, "rate": SHARED_RATE,
          "value": None if start == RELEASED and seed in lost else value + 0.002 * (seed % 3)}
-        for start, value in ((RELEASED, released), (RANDOM, 0.9))
+        for start, value in ((TOP, top), (RELEASED, released), (RANDOM, 0.9))
         for seed in SEEDS
     ]  # fmt: skip
     return Evidence(measured={"released": rows})
+
+
+@pytest.mark.parametrize(("top", "verdict"), [(0.905, "holds"), (0.94, "fails"), (0.86, "fails")])
+def test_the_weights_own_vectors_are_held_against_the_released_ones(top: float, verdict: str) -> None:
+    found = _found("true_as_released", _trained(0.9, top=top))
+    assert (found.verdict, found.estimate) == (verdict, pytest.approx(top - 0.9))
+    assert "B-only over V of W0 less over the released code's A" in found.ours
 
 
 def test_both_scales_have_the_parts_that_the_claims_read() -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from asymlora.report.reproduction_tables import (
     agreement_table,
-    arms_table,
+    arms_tables,
     claim_list,
     list_table,
     runs_table,
@@ -55,23 +55,25 @@ def test_costs_of_arms_stand_beside_what_the_paper_prints() -> None:
         "flops": 1.234e18, "file_bytes": 3_150_000, "peak_bytes": 5_000_000_000,
     }  # fmt: skip
     unknown = dict.fromkeys(("values", "printed", "agreement", "flops", "file_bytes", "peak_bytes"))
-    said = _words(arms_table([arm, {**arm, "arm": "full", **unknown}]))
-    assert "mnli init_a 8 786,432 0.8 M, equal 30 1,000 1.2e+18 3.15 MB 5 GB" in said
-    assert "mnli full 8 - - 30 1,000 - - -" in said
+    said = _words(arms_tables([arm, {**arm, "arm": "full", **unknown}]))
+    assert "mnli init_a 8 786,432 0.8 M, equal" in said
+    assert "mnli init_a 30 1,000 1.2e+18 3.15 MB 5 GB" in said
+    assert "mnli full 8 - - " in said
+    assert "mnli full 30 1,000 - - -" in said
 
 
 def test_a_verdict_stands_beside_claim_and_numbers() -> None:
     row = {"says": "Init[A] is better.", "paper": "1.22 points", "ours": "+0.8 points [0.1, 1.5]", "verdict": "holds"}
     said = _words(verdict_list([row, {**row, "paper": "", "verdict": "undecided"}], title="Claims"))
-    assert "holds Init[A] is better. paper 1.22 points here +0.8 points [0.1, 1.5]" in said
-    assert "undecided Init[A] is better. here +0.8 points [0.1, 1.5]" in said
+    assert "holds Init[A] is better. paper: 1.22 points here: +0.8 points [0.1, 1.5]" in said
+    assert "undecided Init[A] is better. here: +0.8 points [0.1, 1.5]" in said
 
 
 def test_before_any_run_a_claim_stands_with_its_test() -> None:
     row = {"kind": "abstract", "says": "Init[A] is better.", "paper": "1.22 points", "test": "Paired [by] seed."}
     said = _words(claim_list([row, {**row, "kind": "question", "paper": ""}], title="Claims"))
-    assert "abstract Init[A] is better. paper 1.22 points test Paired [by] seed." in said
-    assert "question Init[A] is better. test Paired [by] seed." in said
+    assert "abstract Init[A] is better. paper: 1.22 points test: Paired [by] seed." in said
+    assert "question Init[A] is better. test: Paired [by] seed." in said
 
 
 def test_verdicts_are_whole_words_in_eighty_columns() -> None:

@@ -337,3 +337,24 @@ def test_as_good_needs_less_than_equivalence() -> None:
     assert _equivalence(differences, 0.02).verdict == "undecided"
     found = as_good_finding(_by_seed(differences), none, margin=0.02, show=POINTS, what=WHAT)
     assert (found.verdict, found.p) == ("holds", 1 / 64)
+
+
+def test_seeds_that_decide_it_are_of_the_side_on_which_the_mean_lies() -> None:
+    none = dict.fromkeys(range(6), 0.0)
+    worse = as_good_finding(
+        _by_seed([-0.06, 0.0, -0.03, -0.02, -0.05, -0.02]), none, margin=0.02, show=POINTS, what=WHAT
+    )
+    equal = _equivalence([-0.06, 0.0, -0.03, -0.02, -0.05, -0.02], 0.02)
+    assert (worse.verdict, equal.verdict) == ("undecided", "undecided")
+    assert worse.seeds_needed == equal.seeds_needed  # beyond the margin both must show a difference
+    better = as_good_finding(
+        _by_seed([-0.06, 0.06, -0.05, 0.04, -0.03, 0.04]), none, margin=0.02, show=POINTS, what=WHAT
+    )
+    assert better.verdict == "undecided"
+    assert better.seeds_needed is not None
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.02, math.nan, math.inf])
+def test_as_good_needs_a_margin(margin: float) -> None:
+    with pytest.raises(SpecError, match="no margin of equivalence"):
+        as_good_finding(_by_seed(SIX[:3]), dict.fromkeys(range(3), 0.0), margin=margin, show=POINTS, what=WHAT)

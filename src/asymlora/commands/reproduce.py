@@ -173,13 +173,13 @@ def _forecast(artefact: Artefact, scale_name: Any, root: Path) -> int:
 
 
 def _print_arms(console: Any, parts: Sequence[Part]) -> None:
-    from asymlora.report.reproduction_tables import arms_table
+    from asymlora.report.reproduction_tables import arms_tables
     from asymlora.reproduce.arm_costs import ArmCosts
     from asymlora.reproduce.artefact import SweepPart
 
     costs = ArmCosts()
     arms = [arm for part in parts if isinstance(part, SweepPart) for arm in costs.of(part)]
-    console.print(arms_table([{**asdict(arm), "agreement": arm.agreement} for arm in arms]))
+    console.print(arms_tables([{**asdict(arm), "agreement": arm.agreement} for arm in arms]))
     labels: dict[tuple[str, str], list[str]] = {}
     for arm in arms:
         if arm.printed is not None:

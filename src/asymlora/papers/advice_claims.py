@@ -236,8 +236,8 @@ _KNOWN = known_before(
 def _beats_claim(key: str, rival: str, which: str, arm: str) -> Claim:
     return Claim(
         key=key,
-        says=f"In a run as short as {STEPS} steps of {BATCH_SIZE} rows, its own cost counted, the advised recipe is"
-        f" better than {rival}.",
+        says="At equal compute, its own cost counted, the advised recipe is better than"
+        f" {rival} (in runs as short as {STEPS} steps of {BATCH_SIZE} rows at the small scale).",
         kind="question",
         source=_SOURCE,
         test=f"Accuracy on test of the advised run less that of {rival}, mean over the sets for each closing seed;"

@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 from asymlora.papers.bracketed import AT_AN_END, open_arms, undecided_at_ends
 from asymlora.papers.stated_tests import UNTOLD, closing_seeds, tuning_seeds
-from asymlora.papers.text_evidence import ONE_LOOK
 from asymlora.reproduce.artefact import FIRST_SEEDS
 from asymlora.reproduce.claim import Finding
 from asymlora.reproduce.evidence import Evidence, MissingEvidenceError, SweepEvidence
-from asymlora.reproduce.paired_tests import Unit, all_of, as_good_finding, equivalence_finding, paired_finding
+from asymlora.reproduce.paired_tests import Unit, all_of, as_good_finding, level_at, paired_finding
 from asymlora.reproduce.rates_by_seed import closing_values, rate_sentence
 from asymlora.sweep.axes import Arm
 from asymlora.sweep.grid import SweepPlan
@@ -112,21 +111,6 @@ def compared(
     return at_own_rates(paired_finding(first, second, claimed=claimed, show=show, what=what), {"": sweep}, arms)
 
 
-def alike(sweep: SweepEvidence, arms: tuple[str, str], *, metric: str, margin: float, show: Unit, what: str) -> Finding:
-    """Judge by two one-sided tests that two arms differ by no more than a margin.
-
-    Args:
-        sweep: What the sweep left.
-        arms: Both.
-        metric: On the test part.
-        margin: Largest difference that counts as none, stated before the runs.
-        show: The metric's unit.
-        what: What the difference is, as the start of a sentence.
-    """
-    first, second = (closing_values(sweep, arm, metric=metric) for arm in arms)
-    return at_own_rates(equivalence_finding(first, second, margin=margin, show=show, what=what), {"": sweep}, arms)
-
-
 def as_good(
     sweep: SweepEvidence,
     arms: tuple[str, str],
@@ -197,15 +181,17 @@ def scale_sets(evidence: Evidence, small: Mapping[str, str], paper: Mapping[str,
 # Words ---------------------------------------------------------------------------------------------------------------
 
 
-def decided_by_sign(claimed: Literal["above", "below"]) -> str:
+def decided_by_sign(claimed: Literal["above", "below"], *, seeds: int = FIRST_SEEDS) -> str:
     """Return what decides a claim on pairs, as the end of a sentence that says what is paired.
 
     Args:
         claimed: On which side of 0 the mean is where the claim holds.
+        seeds: How many are asked for.
     """
     other = "below" if claimed == "above" else "above"
     return (
-        f"{ONE_LOOK}. Holds: p is at most that and the mean is {claimed} 0; fails: p is at most that and it is {other};"
+        f"exact two-sided sign-flip test at a level of {level_at(seeds):g} with {seeds} seeds. Holds: p is at most"
+        f" that and the mean is {claimed} 0; fails: p is at most that and it is {other};"
         f" otherwise undecided. {AT_AN_END}{UNTOLD}"
     )
 

@@ -79,13 +79,13 @@ _BUDGET = Question(
         ),
         Answer(
             when={EQUAL_VALUES: "fails", "zhu_rank.doubling_helps": "holds"},
-            says="Twice the rank for B alone. It helps, and on some set it is not the same as both factors at once the"
-            " rank: the findings say which is ahead.",
+            says="Twice the rank for B alone. It helps, and it is not the same as both factors at once the rank: the"
+            " findings say which is ahead.",
         ),
         Answer(
             when={EQUAL_VALUES: "fails"},
-            says="Not by the number of values alone. With as many values B alone and both factors differ on some set:"
-            " the findings say which is ahead.",
+            says="Not by the number of values alone. With as many values B alone and both factors differ: the findings"
+            " say which is ahead.",
         ),
         Answer(
             when={EQUAL_VALUES: "undecided", "zhu_rank.doubling_helps": "holds"},
@@ -116,12 +116,12 @@ _SUMMARIES = Question(
             says="Both factors where a point counts. B alone at twice the rank is behind, by less than a point.",
         ),
         Answer(
-            when={"zhu_summaries.nearly_as_well": "holds"},
-            says="B alone at twice the rank does as well as both within a point, or better.",
-        ),
-        Answer(
             when={"zhu_summaries.below_both": "fails"},
             says="B alone at twice the rank. It writes better than both factors with as many values.",
+        ),
+        Answer(
+            when={"zhu_summaries.nearly_as_well": "holds"},
+            says="B alone at twice the rank does as well as both within a point, or better.",
         ),
         Answer(
             when={"zhu_summaries.above_a_only": "holds"},
@@ -186,15 +186,16 @@ _SHIFT = Question(
     answers=(
         Answer(
             when={"zhu_vision.pacs_row": "fails"},
-            says="B alone. On other domains it is better than both factors at the same rank.",
+            says="B alone. On the other domains of PACS it is better than both factors at the same rank.",
         ),
         Answer(
             when={"zhu_vision.pacs_row": "holds"},
-            says="Both factors. On other domains they are better than B alone at the same rank.",
+            says="Both factors. On the other domains of PACS they are better than B alone at the same rank.",
         ),
         Answer(
             when={"zhu_vision.pacs_row": "undecided"},
-            says="No reason to prefer either. On other domains the seeds do not tell B alone from both factors.",
+            says="No reason to prefer either. On the other domains of PACS the seeds do not tell B alone from both"
+            " factors.",
         ),
     ),
 )  # fmt: skip
@@ -251,7 +252,7 @@ _BOTH = Question(
         Answer(
             when={"zhu_vision.nearly_as_well": "fails"}, says="On images of the domain that is trained on."
         ),
-        Answer(when={"zhu_vision.pacs_row": "holds"}, says="On images of other domains."),
+        Answer(when={"zhu_vision.pacs_row": "holds"}, says="On images of other domains (PACS)."),
         Answer(
             when={SAME_RANK: "holds"}, says="Not in sentence classification: there B alone does nearly as well or"
             " better.",

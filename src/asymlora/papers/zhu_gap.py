@@ -12,9 +12,10 @@ from typing import Any
 
 from asymlora.papers.asymmetry_sweeps import (
     PAPER_TEXT_SETTINGS,
-    SMALL_TEXT_SETTINGS,
     paper_glue_data,
     paper_text_part,
+    parts_said,
+    small_text_settings,
     text_part,
 )
 from asymlora.papers.bracketed import AT_AN_END, undecided_at_ends
@@ -337,9 +338,9 @@ _ARM_SETTING = Setting(
     ours="these and A alone, rank 8",
     why="the bound knows no letter",
 )
-_OTHERS = ("rows of a step", "tasks", "length of training", "how much is learnt", "parts of the data")
+_OTHERS = ("tasks", "length of training", "how much is learnt", "parts of the data")
 _SMALL_SETTINGS = (
-    *(setting for setting in SMALL_TEXT_SETTINGS if setting.what not in _OTHERS),
+    *(setting for setting in small_text_settings("TREC-6", "SUBJ", rows=8) if setting.what not in _OTHERS),
     _GAP,
     _ARM_SETTING,
     Setting(
@@ -353,8 +354,7 @@ _SMALL_SETTINGS = (
     ),
     Setting(
         what="parts of the data", paper="80 and 20 % of one environment",
-        ours="TREC-6: a tenth of train chooses, 300 rows of the official test part are scored; SUBJ: 300"
-        " rows of the official validation part choose, 300 of the test part are scored",
+        ours=f"{parts_said('TREC-6', 'SUBJ')}. 300 rows of each part are scored",
         why="a rate that is chosen on the rows whose gap is measured makes the gap too small",
     ),
 )  # fmt: skip

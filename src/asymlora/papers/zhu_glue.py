@@ -15,9 +15,9 @@ from asymlora.papers.asymmetry_sweeps import (
     MARGIN,
     PAPER_TEXT_SETTINGS,
     ROW_SEEDS,
-    SMALL_TEXT_SETTINGS,
     paper_glue_data,
     paper_text_part,
+    small_text_settings,
     text_part,
 )
 from asymlora.papers.models_and_data import MINILM_NAME
@@ -194,7 +194,7 @@ ARTEFACT = Artefact(
         minutes=104,
         memory_gib=1.5,
         data=tuple(each.data for each in SMALL_SETS if each.name in SMALL_TITLES),
-        settings=(*SMALL_TEXT_SETTINGS, *_ROWS_OF_TABLES),
+        settings=(*small_text_settings(*SMALL_TITLES.values()), *_ROWS_OF_TABLES),
         cut=(
             "rows: at most 500 of each part of TREC-6 that is scored and 300 of SST-2, 8,000 of the latter's training"
             " rows",

@@ -84,33 +84,43 @@ def _on_average(
     """Judge two arms by their mean over the sets that count, each at its own best rate."""
     titles = _main_titles(evidence)
     sweeps = {name: evidence.sweep(name) for name in titles}
-    leads = {name: _lead_over_head(evidence, name) for name in titles}
+    leads = {name: _lead_over_head(evidence, name, (first, second)) for name in titles}
+    shown = ", ".join(f"{titles[name]} {POINTS.text(lead)}" for name, lead in leads.items())
+    told = f"The better of both arms less the head alone, on validation: {shown}."
     counted = [name for name in counted_sets(sweeps, (first, second)) if leads[name] > MARGIN]
     beside = by_set(sweeps, titles, first=first, second=second, value=value, show=show)
     if not counted:
-        return described(f"On no set is there something that an adapter has learnt. {beside}")
+        return described(f"On no set have the arms learnt much that a head alone does not. {told} {beside}")
     sides = [mean_over({name: sweeps[name] for name in counted}, arm, value=value) for arm in (first, second)]
     found = judge(sides[0], sides[1], " and ".join(titles[name] for name in counted))
     said = [found.ours, beside]
     if passed_over := [titles[name] for name in titles if name not in counted]:
         said.append(f"Not counted, as little was learnt there that a head alone does not: {', '.join(passed_over)}.")
-    said.append(f"LoRA less the head alone: {', '.join(f'{titles[n]} {POINTS.text(v)}' for n, v in leads.items())}.")
+    said.append(told)
     return at_own_rates(
         replace(found, ours=" ".join(said)), {titles[name]: sweeps[name] for name in counted}, (first, second)
     )
 
 
-def _lead_over_head(evidence: Evidence, name: str) -> float:
-    """Return by how much LoRA is ahead of the head alone: where it is not, no arm's adapter is told from another's.
+def _lead_over_head(evidence: Evidence, name: str, arms: tuple[str, str]) -> float:
+    """Return by how much the better of two arms is ahead of the head alone in the tuning runs that chose their rates.
+
+    Where neither is, the adapter hardly matters and no arm is told from another. Closing runs have no part in that.
 
     Raises:
-        MissingEvidenceError: One of them has no closing run.
+        MissingEvidenceError: One of them has no rate.
     """
-    both, head = (closing_values(_sweep_of(evidence, name, arm), arm) for arm in ("both", "head"))
-    seeds = [seed for seed in _QUOTED if seed in both and seed in head]
-    if not seeds:
-        raise MissingEvidenceError(f"closing runs of LoRA and of the head alone on {name}")
-    return statistics.fmean(both[seed] - head[seed] for seed in seeds)
+    first, second, head = (_at_its_rate(_sweep_of(evidence, name, arm), arm) for arm in (*arms, "head"))
+    return max(first, second) - head
+
+
+def _at_its_rate(sweep: SweepEvidence, arm: str) -> float:
+    rate = tuned_rate(sweep, arm)
+    values = [] if rate is None else [row.validation for row in tuning_rows(sweep, arm, rate).values()]
+    known = [value for value in values if value is not None]
+    if not known:
+        raise MissingEvidenceError(f"tuning runs of {arm}")
+    return statistics.fmean(known)
 
 
 def _b_above_a(evidence: Evidence) -> Finding:
@@ -274,8 +284,9 @@ _SETS = "TREC-6 and SST-2 (at the paper's scale its seven sets)"
 _COUNTS = (
     "A set counts where the tuning runs of one of the two arms at least have all learnt at the rate that they chose:"
     f" last logged training loss, a mean of ten steps, below {LEARNT} of the entropy of the training labels (a set of"
-    " numbers always does); and LoRA is ahead of the head alone by more than the margin of two points, mean of the"
-    f" seeds 0 to 2: else the adapter hardly matters there. {AT_AN_END} Beside it stands the difference on each"
+    " numbers always does); and the better of both arms is ahead of the head alone there by more than the margin of two"
+    f" points on validation: else the adapter hardly matters. The closing runs have no part in that. {AT_AN_END}"
+    " Beside it stands the difference on each"
     " set, a description."
 )
 _KNOWN = known_before(

@@ -13,9 +13,9 @@ from asymlora.papers.arm_comparisons import decided_as_good
 from asymlora.papers.asymmetry_sweeps import (
     MARGIN,
     PAPER_TEXT_SETTINGS,
-    SMALL_TEXT_SETTINGS,
     paper_glue_data,
     paper_text_part,
+    small_text_settings,
     text_part,
 )
 from asymlora.papers.bracketed import open_arms, undecided_at_ends
@@ -179,7 +179,11 @@ def _falls_behind(evidence: Evidence) -> Finding:
     )  # fmt: skip
     chosen = ", ".join(sorted({rate_text(rate) for rate in shared_rates(sweep).values()}))
     said = replace(found, ours=f"{found.ours} That rate: {chosen}.")
-    return undecided_at_ends(said, open_arms(sweep, {ORTHONORMAL: NAMES[ORTHONORMAL]}))
+    ends = open_arms(sweep, {ORTHONORMAL: NAMES[ORTHONORMAL]})
+    grid = sweep.plan["rates"]
+    if not ends and any(_is_one_of(rate, (min(grid), max(grid))) for rate in shared_rates(sweep).values()):
+        ends = [f"{NAMES[ORTHONORMAL]} in the first grid"]
+    return undecided_at_ends(said, ends)
 
 
 def _closes(evidence: Evidence, repaired: str) -> Finding:
@@ -231,8 +235,8 @@ def _rates_apart(evidence: Evidence) -> Finding:
 
 _WHERE = "On TREC-6 (CoLA at the paper's scale)"
 _SHARED = (
-    "metric on validation by tuning seed, every arm at the rate that is best for an orthonormal B in the mean over the"
-    " other five seeds, so that no run chooses the rate at which it is read"
+    "metric on validation by tuning seed, every arm at the rate of the first grid that is best for an orthonormal B in"
+    " the mean over the other five seeds, so that no run chooses the rate at which it is read"
 )
 _SIGNS = "Holds: the mean is above 0 and p is at most the level. Fails: it is below 0 and p is at most the level. Else"
 _KNOWN = known_before(
@@ -329,14 +333,7 @@ _ARMS = Setting(
     why="two ways of undoing the size of B; they differ where layers have other widths",
 )
 _SMALL_SETTINGS = (
-    *(setting for setting in SMALL_TEXT_SETTINGS if setting.what not in ("rows of a step", "tasks")),
-    Setting(what="rows of a step", paper="8 (inferred: the default of Hugging Face)", ours="16", why="time"),
-    Setting(
-        what="tasks",
-        paper="MNLI, SST-2, MRPC, CoLA, QNLI, RTE, STS-B",
-        ours="TREC-6",
-        why="the set that is learnt best",
-    ),
+    *small_text_settings("TREC-6", rows=SMALL_SET.batch_size),
     _ARMS,
 )
 ARTEFACT = Artefact(

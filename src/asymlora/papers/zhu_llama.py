@@ -150,15 +150,9 @@ def _table(evidence: Evidence) -> Finding:
     by_metric = {
         metric: {arm: closing_values(sweep, arm, metric=metric) for arm in _PRINTED} for metric in (choices, "loss")
     }
-    before = next((row.before for row in sweep.rows if row.before), {})
-    untuned = "; ".join(
-        f"{name} {show.amount(before[metric])}"
-        for metric, name, show in ((choices, "right choices", POINTS), ("loss", "loss", NATS))
-        if metric in before
-    )
     return described(
         f"Right choices {_WAYS[choices]}: {means_said(by_metric[choices], show=POINTS)}. Test loss:"
-        f" {means_said(by_metric['loss'], show=NATS)}. Before the first step: {untuned or 'not known'}.",
+        f" {means_said(by_metric['loss'], show=NATS)}.",
         pairs=min(map(len, by_metric["loss"].values())),
     )
 
@@ -276,7 +270,7 @@ _SMALL_SETTINGS = (
     ),
     Setting(
         what="length of training", paper=UNKNOWN, ours=f"{STEPS} steps of 3 rows of up to 96 tokens",
-        why="runs of about 35 seconds on two cores; all arms see the same rows in the same order",
+        why="runs of about 55 seconds on two cores; all arms see the same rows in the same order",
     ),
     Setting(
         what="parts of the data", paper=UNKNOWN,

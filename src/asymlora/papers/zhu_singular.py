@@ -12,9 +12,9 @@ from asymlora.papers.arm_comparisons import AT_LEVELS
 from asymlora.papers.asymmetry_sweeps import (
     MARGIN,
     PAPER_TEXT_SETTINGS,
-    SMALL_TEXT_SETTINGS,
     paper_glue_data,
     paper_text_part,
+    small_text_settings,
     text_part,
 )
 from asymlora.papers.bracketed import AT_AN_END, open_arms, undecided_at_ends
@@ -283,7 +283,7 @@ ARTEFACT = Artefact(
         minutes=28,
         memory_gib=1.5,
         data=(TREC6,),
-        settings=(*SMALL_TEXT_SETTINGS, *_STARTS),
+        settings=(*small_text_settings("TREC-6"), *_STARTS),
         cut=(
             "rows: 500 of each part that is scored",
             "arms: U under A-only, which is a row of zhu_glue; the released code's start at one rate, not at its own",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -76,25 +77,25 @@ def runs_table(rows: Sequence[Record]) -> Table:
     Returns:
         Something that rich prints.
     """
-    table = plain_table(
-        "Runs by part",
-        "Before any grid has grown. The second look is begun where a claim of the abstract is undecided.",
-    )
+    looks = any(row["both"] is not None for row in rows)
+    second = " The second look is begun where a claim of the abstract is undecided." if looks else ""
+    table = plain_table("Runs by part", f"Before any grid has grown.{second}")
     for head, justify in (("part", "left"), ("what", "left"), ("arms", "left"), ("runs", "right")):
         table.add_column(head, justify=justify)  # pyright: ignore[reportArgumentType]
-    table.add_column("with second look", justify="right")
+    if looks:
+        table.add_column("with second look", justify="right")
     for row in rows:
-        most = "-" if row["both"] is None else f"{row['both']:,}"
-        table.add_row(row["name"], row["kind"], Text(", ".join(row["arms"]) or "-"), f"{row['first']:,}", most)
+        most = ["-" if row["both"] is None else f"{row['both']:,}"] if looks else []
+        table.add_row(row["name"], row["kind"], Text(", ".join(row["arms"]) or "-"), f"{row['first']:,}", *most)
     if len(rows) > 1:
         first, both = sum(row["first"] for row in rows), sum(row["both"] or row["first"] for row in rows)
         table.add_section()
-        table.add_row("all", "", "", f"{first:,}", f"{both:,}")
+        table.add_row("all", "", "", f"{first:,}", *([f"{both:,}"] if looks else []))
     return table
 
 
-def arms_table(rows: Sequence[Record]) -> Table:
-    """Return what the arms of an artefact's sweeps train and cost.
+def arms_tables(rows: Sequence[Record]) -> Group:
+    """Return what the arms of an artefact's sweeps train, and below it what they cost: one table is too wide.
 
     Args:
         rows: ``part``, ``arm``, ``rank``, ``values``, ``printed`` (its ``text``), ``agreement``, ``runs``, ``steps``,
@@ -103,30 +104,34 @@ def arms_table(rows: Sequence[Record]) -> Table:
     Returns:
         Something that rich prints.
     """
-    table = plain_table(
-        "What the arms train and cost",
+    trained = _of_arms(
+        "What the arms train",
         "Trained: values of the factors, or of the whole model, heads left out; beside it what the paper prints, and"
-        " whether that is ours rounded (equal) or cut off at its last digit. FLOPs: of all runs before any grid has"
-        " grown. Peak: tensors of a step at the recipe's batch on an accelerator; the process and the"
-        " allocator's rounding come on top.",
+        " whether that is ours rounded (equal) or cut off at its last digit.",
+        ("rank", "trained", "paper prints"),
     )
+    costs = _of_arms(
+        "What the arms cost",
+        "FLOPs: of all runs before any grid has grown. Peak: tensors of a step at the recipe's batch on an accelerator;"
+        " the process and the allocator's rounding come on top.",
+        ("runs", "steps", "FLOPs", "file", "peak"),
+    )
+    for row in rows:
+        named = row["part"], Text(row["arm"])
+        values = "-" if row["values"] is None else f"{row['values']:,}"
+        trained.add_row(*named, str(row["rank"]), values, printed_text(row["printed"], row["agreement"]))
+        flops = "-" if row["flops"] is None else f"{row['flops']:.2g}"
+        sizes = size(row["file_bytes"]), size(row["peak_bytes"])
+        costs.add_row(*named, f"{row['runs']:,}", f"{row['steps']:,}", flops, *sizes)
+    return Group(trained, "", costs)
+
+
+def _of_arms(title: str, caption: str, heads: Sequence[str]) -> Table:
+    table = plain_table(title, caption)
     for head in ("part", "arm"):
         table.add_column(head)
-    for head in ("rank", "trained", "paper prints", "runs", "steps", "FLOPs", "file", "peak"):
-        table.add_column(head, justify="right")
-    for row in rows:
-        table.add_row(
-            row["part"],
-            Text(row["arm"]),
-            str(row["rank"]),
-            "-" if row["values"] is None else f"{row['values']:,}",
-            printed_text(row["printed"], row["agreement"]),
-            f"{row['runs']:,}",
-            f"{row['steps']:,}",
-            "-" if row["flops"] is None else f"{row['flops']:.2g}",
-            size(row["file_bytes"]),
-            size(row["peak_bytes"]),
-        )
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
     return table
 
 
@@ -187,7 +192,7 @@ def _sentences(title: str, rows: Sequence[tuple[Text, str, Mapping[str, str]]]) 
         said = Text.assemble((headline, "bold"))
         for name, text in lines.items():
             if text:
-                said.append_text(Text.assemble("\n", (f"{name} ", "dim"), text))
+                said.append_text(Text.assemble("\n", (f"{name}: ", "dim"), text))
         table.add_row(mark, said)
     return table
 

@@ -161,13 +161,13 @@ def as_good_finding(
 
     Raises:
         MissingEvidenceError: No seed has a value on both sides.
+        SpecError: The margin is no number above 0.
     """
     from asymlora.sweep.statistics import not_worse
 
     found, sign = _paired(first, second, what), 1 if better == "greater" else -1
-    p = None
-    if len(found.differences) >= FIRST_SEEDS:
-        p = not_worse([sign * each for each in found.differences], margin=margin)
+    p_one = not_worse([sign * each for each in found.differences], margin=margin)  # refuses a margin that is none
+    p = p_one if len(found.differences) >= FIRST_SEEDS else None
     verdict: Verdict = "undecided"
     if p is not None and p <= found.level:
         verdict = "holds"
@@ -177,7 +177,9 @@ def as_good_finding(
     if p is not None:
         parts.append(f"One-sided test that it is no more than {show.amount(margin)} worse: p {_p_text(p)}.")
     effect = sign * found.mean + margin
-    needed = _seeds_needed(found, effect, level=2 * SECOND_LOOK) if verdict == "undecided" and effect else None
+    # Beyond the margin it is a difference that is to be shown.
+    level = 2 * SECOND_LOOK if effect > 0 else SECOND_LOOK
+    needed = _seeds_needed(found, effect, level=level) if verdict == "undecided" and effect else None
     parts += _reasons(found, verdict, show=show, needed=needed)
     return _finding(found, verdict, parts, needed=needed, p=found.p if verdict == "fails" else p)
 

@@ -188,11 +188,7 @@ def tost(differences: Sequence[float], *, margin: float, alpha: float = 0.05) ->
     Source:
         Schuirmann, 1987, "A comparison of the two one-sided tests procedure and the power approach".
     """
-    if not 0 < margin < math.inf:
-        raise SpecError(
-            f"margin={margin:g} is no margin of equivalence. Allowed: a number above 0, in units of the metric. State"
-            " the largest difference that would not matter, before the runs."
-        )
+    _refuse_no_margin(margin)
     values = _given(differences)
     p = max(_p_above(values, -margin), _p_above(-values, -margin))
     return Equivalence(p, margin, "equivalent" if p <= alpha else "not shown")
@@ -206,9 +202,18 @@ def not_worse(differences: Sequence[float], *, margin: float) -> float:
         margin: Largest difference that counts as none, above 0, stated before the runs.
 
     Raises:
-        SpecError: There is no difference.
+        SpecError: The margin is not a number above 0, or there is no difference.
     """
+    _refuse_no_margin(margin)
     return _p_above(_given(differences), -margin)
+
+
+def _refuse_no_margin(margin: float) -> None:
+    if not 0 < margin < math.inf:
+        raise SpecError(
+            f"margin={margin:g} is no margin of equivalence. Allowed: a number above 0, in units of the metric. State"
+            " the largest difference that would not matter, before the runs."
+        )
 
 
 def _p_above(values: Any, bound: float) -> float:
