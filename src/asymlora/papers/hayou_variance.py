@@ -212,7 +212,7 @@ ARTEFACT = Artefact(
     " from A being zero: with 1/n, Init[B] behaves as Init[A]. Whether a real model shows it is asked here.",
     small=Scale(
         parts=small_parts,
-        minutes=38,
+        minutes=43,
         memory_gib=1.5,
         data=(TREC6,),
         settings=(
