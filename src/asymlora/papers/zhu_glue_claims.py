@@ -108,19 +108,21 @@ def _lead_over_head(evidence: Evidence, name: str, arms: tuple[str, str]) -> flo
     Where neither is, the adapter hardly matters and no arm is told from another. Closing runs have no part in that.
 
     Raises:
-        MissingEvidenceError: One of them has no rate.
+        MissingEvidenceError: One of them has no rate, or no tuning seed is that of the head too.
     """
     first, second, head = (_at_its_rate(_sweep_of(evidence, name, arm), arm) for arm in (*arms, "head"))
-    return max(first, second) - head
+    leads = [[of[seed] - head[seed] for seed in of if seed in head] for of in (first, second)]
+    if not all(leads):
+        raise MissingEvidenceError(f"a tuning seed of both arms and of the head alone on {name}")
+    return max(map(statistics.fmean, leads))
 
 
-def _at_its_rate(sweep: SweepEvidence, arm: str) -> float:
+def _at_its_rate(sweep: SweepEvidence, arm: str) -> dict[int, float]:
     rate = tuned_rate(sweep, arm)
-    values = [] if rate is None else [row.validation for row in tuning_rows(sweep, arm, rate).values()]
-    known = [value for value in values if value is not None]
-    if not known:
-        raise MissingEvidenceError(f"tuning runs of {arm}")
-    return statistics.fmean(known)
+    if rate is None:
+        raise MissingEvidenceError(f"a best rate of {arm}")
+    rows = tuning_rows(sweep, arm, rate)
+    return {seed: row.validation for seed, row in rows.items() if row.validation is not None}
 
 
 def _b_above_a(evidence: Evidence) -> Finding:
