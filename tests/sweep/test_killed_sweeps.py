@@ -24,7 +24,8 @@ from asymlora.train.recipe import Recipe
 from cases import small_reviews, write_small_encoder
 
 KILLS = int(os.environ.get("ASYMLORA_KILLS", "3"))
-"""Kills for each executor; 20 for the full figure."""
+"""Kills for each executor; 20 for the full figure. Ray takes half a minute to start, so where nothing is said it has"
+" one."""
 SEEDS = 2 + KILLS // 4  # so that there are runs enough to be killed in
 
 
@@ -115,12 +116,13 @@ def test_a_sweep_that_is_killed_and_resumed_holds_what_the_uninterrupted_one_hol
     sweep: Sweep, uninterrupted: Path, tmp_path: Path, executor: str
 ) -> None:
     moments, kills, sweeps = random.Random(executor), 0, 0
+    asked = 1 if executor == "ray" and "ASYMLORA_KILLS" not in os.environ else KILLS
     wanted = _results(uninterrupted)
     assert len(wanted) >= 4 + 2 * SEEDS
-    while kills < KILLS:
+    while kills < asked:
         folder, sweeps = tmp_path / f"sweep-{sweeps}", sweeps + 1
         ended = False
-        while kills < KILLS and not ended:
+        while kills < asked and not ended:
             ended = not _kill_at_a_random_moment(sweep.start(folder, executor), folder, moments)
             kills += not ended
             _refuse_twice(folder)
