@@ -28,6 +28,7 @@ def _entry(name: str, source: str, claims: Mapping[str, tuple[Kind, Verdict]]) -
 PAPER = Paper(arxiv="2402.16842", name="Zhu et al. 2024", title="Asymmetry")
 TABLE = _entry("table", "Zhu, arXiv:2402.16842, as arXiv:1111.11111 has it", {
     "trained_b": ("abstract", "holds"), "random_a": ("abstract", "fails"), "row": ("paper", "holds"),
+    "line": ("paper", "holds"),
     "large": ("paper", "not testable here"), "open": ("question", "undecided"),
 })  # fmt: skip
 
@@ -44,12 +45,13 @@ def test_what_a_paper_got_right_is_told_by_its_verdicts() -> None:
     figure = _entry("figure", "arXiv:2402.16842", {"slope": ("derived", "holds"), "gap": ("abstract", "undecided")})
     (group,) = by_paper([TABLE, figure], [PAPER])
     assert got_right(group) == (
-        "Of its 5 claims here 4 could be tested on these models and data: 2 hold, 1 fails, 1 undecided."
+        "Of its 6 claims here 5 could be tested on these models and data: 3 hold, 1 fails, 1 undecided."
         " Right, of its abstract: So says trained_b ([table](results/table.md))."
-        " Right, elsewhere in it: `row` of [table](results/table.md)."
+        " Right, elsewhere in it: in [table](results/table.md) `row`, `line`."
         " Wrong here, of its abstract: So says random_a ([table](results/table.md))."
         " Neither shown nor refuted, of its abstract: So says gap ([figure](results/figure.md))."
         " Of 1 that follow from its theory, by us: 1 holds, 0 fail, 0 undecided."
+        " Holds: in [figure](results/figure.md) `slope`."
         " Of 1 that it leaves open: 0 hold, 0 fail, 1 undecided."
     )
 

@@ -107,6 +107,7 @@ def got_right(group: Group) -> str:
         found = Counter(f.verdict for _, claim, f in group.claims if claim.kind == kind)
         if found:
             said.append(f"Of {sum(found.values())} that {what}: {verdicts_said(found)}.")
+            said += _by_key(group, kind, {"Holds": "holds", "Fails": "fails"})
     return " ".join(said)
 
 
@@ -140,5 +141,15 @@ def _named(head: str, group: Group, verdict: Verdict) -> Iterator[str]:
 
     if in_abstract := [f"{plain(claim.says.rstrip('.'))} ({link(entry)})" for entry, claim in of("abstract")]:
         yield f"{head}, of its abstract: {'; '.join(in_abstract)}."
-    if elsewhere := [f"`{claim.key}` of {link(entry)}" for entry, claim in of("paper")]:
-        yield f"{head}, elsewhere in it: {', '.join(elsewhere)}."
+    yield from _by_key(group, "paper", {f"{head}, elsewhere in it": verdict})
+
+
+def _by_key(group: Group, kind: Kind, heads: Mapping[str, Verdict]) -> Iterator[str]:
+    for head, verdict in heads.items():
+        keys: dict[str, list[str]] = {}
+        for entry, claim, found in group.claims:
+            if (claim.kind, found.verdict) == (kind, verdict):
+                keys.setdefault(link(entry), []).append(f"`{claim.key}`")
+        if keys:
+            said = (f"in {where} {', '.join(of_it)}" for where, of_it in keys.items())
+            yield f"{head}: {'; '.join(said)}."
