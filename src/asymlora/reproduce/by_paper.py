@@ -20,6 +20,7 @@ _HEADS: Mapping[str, Verdict] = {
     "Wrong here": "fails",
     "Neither shown nor refuted": "undecided",
 }
+_NOT_ITS_OWN: Mapping[Kind, str] = {"derived": "follow from its theory, by us", "question": "it leaves open"}
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
@@ -103,7 +104,7 @@ def got_right(group: Group) -> str:
     ]
     for head, verdict in _HEADS.items():
         said += _named(head, group, verdict)
-    for kind, what in (("derived", "follow from its theory, by us"), ("question", "it leaves open")):
+    for kind, what in _NOT_ITS_OWN.items():
         found = Counter(f.verdict for _, claim, f in group.claims if claim.kind == kind)
         if found:
             said.append(f"Of {sum(found.values())} that {what}: {verdicts_said(found)}.")
@@ -136,10 +137,12 @@ def link(entry: Entry) -> str:
 
 
 def _named(head: str, group: Group, verdict: Verdict) -> Iterator[str]:
-    def of(kind: Kind) -> list[tuple[Entry, Claim]]:
-        return [(e, claim) for e, claim, found in group.claims if (claim.kind, found.verdict) == (kind, verdict)]
-
-    if in_abstract := [f"{plain(claim.says.rstrip('.'))} ({link(entry)})" for entry, claim in of("abstract")]:
+    in_abstract = [
+        f"{plain(claim.says.rstrip('.'))} ({link(entry)})"
+        for entry, claim, found in group.claims
+        if (claim.kind, found.verdict) == ("abstract", verdict)
+    ]
+    if in_abstract:
         yield f"{head}, of its abstract: {'; '.join(in_abstract)}."
     yield from _by_key(group, "paper", {f"{head}, elsewhere in it": verdict})
 
