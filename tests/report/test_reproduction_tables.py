@@ -89,8 +89,10 @@ def test_agreement_shows_both_runs() -> None:
     new = {"verdict": "holds", "estimate": 2.5, "interval": None}
     rows = [
         {"key": "better", "kept": kept, "new": new, "agreement": "outside"},
+        {"key": "turned", "kept": {**kept, "verdict": "fails"}, "new": new, "agreement": "another verdict"},
         {"key": "new_one", "kept": None, "new": {**new, "estimate": None}, "agreement": "not compared"},
     ]
     said = _words(agreement_table(rows, title="Against"))
-    assert "better 1.2 0.4 to 2 2.5 holds holds outside" in said
-    assert "new_one - - - - holds not compared" in said
+    assert "better 1.2 0.4 to 2 2.5 holds outside" in said
+    assert "new_one - - - holds not compared" in said
+    assert "2.5 fails, now holds another verdict" in said

@@ -212,8 +212,8 @@ def agreement_table(rows: Sequence[Record], *, title: str) -> Table:
     table.add_column("claim", no_wrap=True)
     for head in ("kept", "kept interval", "now"):
         table.add_column(head, justify="right")
-    for head in ("kept verdict", "verdict now", "agreement"):
-        table.add_column(head)
+    for head in ("verdict", "agreement"):
+        table.add_column(head, min_width=len(head))
     for row in rows:
         kept: Record = row["kept"] or {}
         low_high = kept.get("interval")
@@ -222,11 +222,14 @@ def agreement_table(rows: Sequence[Record], *, title: str) -> Table:
             number(kept.get("estimate")),
             "-" if low_high is None else f"{number(low_high[0])} to {number(low_high[1])}",
             number(row["new"]["estimate"]),
-            kept.get("verdict", "-"),
-            row["new"]["verdict"],
+            _verdicts(kept.get("verdict"), row["new"]["verdict"]),
             row["agreement"],
         )
     return table
+
+
+def _verdicts(kept: str | None, new: str) -> str:
+    return new if kept in (None, new) else f"{kept}, now {new}"
 
 
 def number(value: float | None) -> str:
