@@ -49,8 +49,8 @@ _SETS = (
 SMALL_SETS = {each.name: each.title for each in _SETS}
 PAPER_SETS = {"rte": "RTE", "cola": "CoLA"}
 SEEDS = (2, 10)
-"""Tuning seeds, and closing seeds: accuracies of such arms differ by 2.2 points from seed to seed on TREC-6
-(docs/sweeps.md), so that ten seeds of two sets show an equivalence within two points three times in four."""
+"""Tuning seeds, and closing seeds: differences of such arms spread by about as much from seed to seed on TREC-6 as the
+margin is wide (docs/sweeps.md), so that six seeds would seldom show an equivalence."""
 COMPUTE = 0.02
 """Share of the compute within which it counts as equal; a step of 64 is 1.6 %."""
 _PARTS = (*SMALL_SETS, *PAPER_SETS)

@@ -52,8 +52,8 @@ paper's own (code, RTE)."""
 SAME_SPACE, NEAR_CHANCE = 1e-6, 0.1
 """How far from 1 a similarity may lie, and from chance its ratio to chance, stated before the runs."""
 SEEDS = (2, 12)
-"""Tuning seeds, and closing seeds: accuracies of these arms differ by 2.2 points from seed to seed (docs/sweeps.md), of
-which six seeds would show no equivalence within two points more often than one time in ten."""
+"""Tuning seeds, and closing seeds: differences of such arms spread by about as much from seed to seed as the margin is
+wide (docs/sweeps.md), so that six seeds would seldom show an equivalence."""
 DRAWS = tuple(range(300, 306))
 """Seeds of the draws whose spaces are compared: none that was drawn while the code was checked."""
 _TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
