@@ -304,10 +304,11 @@ def _axis(drawn: Sequence[float], span: _Span) -> dict[str, Any]:
         # Widths are powers of two, and a reader looks for them; every second one where all would stand on edge.
         widths = sorted(set(drawn), reverse=True)
         return axis | _ticks(sorted(widths[:: 2 if len(widths) > 5 else 1]))
-    if span.high / span.low > 300:
-        return axis | {"dtick": 1}
     between = [digit * 10.0**decade for decade in range(-30, 30) for digit in (1, 2, 5)]
     shown = [value for value in between if span.low <= value <= span.high]
+    if len(shown) > 5:
+        # More of them would stand on edge below a panel: the powers of ten alone.
+        return axis | {"dtick": 1}
     return axis | (_ticks(shown) if len(shown) > 2 else {})
 
 
