@@ -169,6 +169,17 @@ def test_ticks_of_a_logarithmic_axis_are_few_round_numbers(
     assert (axis.dtick == 1) == (values[1] / values[0] > 30)
 
 
+@pytest.mark.parametrize("log", ["xy", ""])
+def test_a_diagonal_is_where_both_axes_have_the_same_value(log: Any) -> None:
+    panel = Panel(title="", lines={"a": {1.0: [2.0], 8.0: [3.0]}}, diagonal="as predicted")
+    figure = lines_over([panel], title="t", x="x", y="y", log=log).plotly
+    (line,) = [trace for trace in figure.data if trace.text and "as predicted" in trace.text]
+    assert list(line.x) == list(line.y)
+    low, high = figure.layout.yaxis.range
+    shown = (math.log10(line.x[0]), math.log10(line.x[-1])) if log else (line.x[0], line.x[-1])
+    assert shown == pytest.approx((low, high))
+
+
 def test_what_is_wider_than_the_figure_is_wrapped_and_the_figure_grows() -> None:
     short, long = (
         lines_over([Panel(title="", lines={"a": {1.0: [1.0, 2.0]}})], title=title, x="x", y="y").plotly.layout

@@ -204,7 +204,8 @@ def gap_points(seeds: Sequence[int], model: str) -> tuple[Point, ...]:
         seeds: Of rows, head, factors and order.
         model: Name of the model.
     """
-    sizes = (("trec6", 64), ("trec6", 256), ("cola", 128))
+    # With 64 rows of TREC-6 one of six seeds draws none of its rarest label, and such a run is refused.
+    sizes = (("trec6", 96), ("trec6", 256), ("cola", 128))
     return tuple(
         {"set": name, "rows": rows, "seed": seed, "model": model, "steps": STEPS, "batch_size": BATCH, "lr": 3e-3}
         for name, rows in sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,29 +53,37 @@ def paper_parts(_: Path) -> tuple[Part, ...]:
 
 
 def figure(evidence: Evidence) -> Any:
-    """Draw the ratio of what both ways of training explain against the criterion, a line a rank.
+    """Draw the ratio of what both ways of training explain against two predictions of it, a line a kind of layer.
 
     Args:
         evidence: Records of the artefact.
 
     Returns:
-        The figure; on the grey line the ratio is the criterion.
+        The figure; on the grey line the ratio is as predicted.
 
     Raises:
         MissingEvidenceError: There are no records of draws.
     """
     from asymlora.report.reproduction_figures import Panel, lines_over
 
-    lines: dict[str, dict[float, list[float]]] = {}
-    for record in sorted(evidence.records(factor_draw_claims.DRAWS), key=lambda r: (r["rank"], r["criterion"])):
-        generic = record["wanted"] == factor_draw_claims.GENERIC
-        line = lines.setdefault(f"rank {record['rank']}" if generic else f"update on {record['wanted']}", {})
-        line.setdefault(record["criterion"], []).append(record["ratio"])
-    panel = Panel(title="one linear layer", lines=lines, guides={"the criterion": 1.0}, level=(1.0, "tie"))
+    records = evidence.records(factor_draw_claims.DRAWS)
+    panels = [
+        Panel(title=title, lines=_by_kind(records, key), diagonal="as predicted")
+        for title, key in (("outputs over participation ratio", "criterion"), ("prediction at the rank", "predicted"))
+    ]
     return lines_over(
-        [panel], title="What B alone explains over what A alone does, one linear layer",
-        x="outputs over the participation ratio of the inputs", y="III_A / III_B",
+        panels, title="What B alone explains over what A alone does, one linear layer", x="predicted III_A / III_B",
+        y="III_A / III_B",
     )  # fmt: skip
+
+
+def _by_kind(records: Sequence[Mapping[str, Any]], predicted: str) -> dict[str, dict[float, list[float]]]:
+    lines: dict[str, dict[float, list[float]]] = {}
+    for record in sorted(records, key=lambda r: (r["rank"], r[predicted])):
+        square, generic = record["inputs"] == record["outputs"], record["wanted"] == factor_draw_claims.GENERIC
+        kind = f"update on {record['wanted']}" if not generic else f"rank {record['rank']}" if square else "not square"
+        lines.setdefault(kind, {}).setdefault(record[predicted], []).append(record["ratio"])
+    return lines
 
 
 _SETTINGS = (

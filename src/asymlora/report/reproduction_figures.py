@@ -46,6 +46,7 @@ class Panel:
         guides: Slopes that theory gives, by name (``n^-1/2``): -0.5; thin grey lines from where the data begin. Only
             where both axes are logarithmic.
         level: Value of a horizontal line, and its name: ``(0.25, "chance")``.
+        diagonal: Name of the line on which both axes have the same value; empty: not drawn.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Panel:
     lost: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
     guides: Mapping[str, float] = field(default_factory=dict[str, float])
     level: tuple[float, str] | None = None
+    diagonal: str = ""
 
 
 def metric_against_rate(panels: Sequence[Panel], *, title: str, y: str, log_y: bool = False) -> Figure:
@@ -225,6 +227,11 @@ class _Grid:
             self._guide(name, slope, lines, (x_span, y_span), place)
         if panel.level:
             self._level(panel.level, (x_span, y_span), place)
+        if panel.diagonal:
+            low, high = max(x_span.low, y_span.low), min(x_span.high, y_span.high)
+            # Named below its upper end, as a name at the end would be cut off.
+            ends = [low, high * (low / high) ** 0.12 if self.log_x else high - 0.12 * (high - low), high]
+            self._grey(ends, ends, ["", panel.diagonal, ""], place, dash="solid", where="middle left")
         for arm, line in lines.items():
             add_line(self.figure, arm, line, self.arms.index(arm), marked=self.marked, colour=self.colours[arm],
                      showlegend=arm not in self.named, **place)  # fmt: skip
