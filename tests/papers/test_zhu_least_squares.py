@@ -22,13 +22,16 @@ def test_it_is_measured_and_reads_no_data() -> None:
         assert max(point["inputs"] for point in draws.points) == width
 
 
-def test_the_figure_has_a_line_a_rank_and_one_for_other_updates() -> None:
+def test_the_figure_has_a_line_a_kind_of_layer_against_each_prediction() -> None:
     records: list[Record] = [
-        {"rank": rank, "wanted": wanted, "criterion": 2.0 + rank, "ratio": 1.5}
-        for rank in (4, 16)
+        {"inputs": inputs, "outputs": 8, "rank": rank, "wanted": wanted, "criterion": 2.0 + rank, "predicted": 1.4,
+         "ratio": 1.5}
+        for inputs, rank in ((8, 4), (8, 16), (4, 4))
         for wanted in ("generic", "low variance")
-    ]
+    ]  # fmt: skip
     drawn = ARTEFACT.figure(Evidence(measured={"draws": records})).plotly
-    assert {"rank 4", "rank 16", "update on low variance"} <= {trace.name for trace in drawn.data}
+    lines = [trace for trace in drawn.data if trace.name]
+    assert [trace.name for trace in lines] == ["rank 4", "update on low variance", "not square", "rank 16"] * 2
+    assert [list(trace.x) for trace in lines if trace.name == "rank 16"] == [[18.0], [1.4]]
     with pytest.raises(MissingEvidenceError, match="draws"):
         ARTEFACT.figure(Evidence())

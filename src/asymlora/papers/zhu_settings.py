@@ -9,8 +9,7 @@ from __future__ import annotations
 from asymlora.reproduce.artefact import Setting
 from asymlora.sweep.axes import Arm
 
-SOURCE = "Zhu, Greenewald, Nadjahi, Sáez de Ocáriz Borde, Brüel Gabrielsson, Choshen, Ghassemi, Yurochkin, Solomon,"
-SOURCE += " 2024, arXiv:2402.16842"
+SOURCE = "Zhu et al., 2024, arXiv:2402.16842"
 ABSTRACT = f"{SOURCE}, abstract"
 THEORY = f"{SOURCE}, section 4 (second-hand)"
 EXPERIMENTS = f"{SOURCE}, section 5 (second-hand)"
