@@ -131,8 +131,8 @@ _SMALL_SETTINGS = (
     *_BOUND_SETTINGS,
     Setting(
         what="runs", paper="none", ours=f"{STEPS} steps of {BATCH} rows, rank 8, rate 3e-3 for all arms",
-        why="one and a half to four passes, so that there is a gap; the bound holds at any rate, and comparisons of arms"
-        " at tuned rates are zhu_gap's",
+        why="one and a half to four passes, so that there is a gap; the bound holds at any rate, and comparisons of"
+        " arms at tuned rates are zhu_gap's",
     ),
     Setting(
         what="sets", paper="none", ours="TREC-6 with 96 and 256 training rows, CoLA with 128, of which less is learnt;"
