@@ -45,7 +45,7 @@ def test_a_lost_run_leaves_a_failed_row_of_its_job() -> None:
     assert (row.lr, row.rank, row.recipe) == (mine.recipe.train.lr, mine.recipe.adapter.rank, mine.recipe.to_dict())
 
 
-@pytest.mark.parametrize("name", ["executors", "local_processes", "store", "sweep_folder"])
+@pytest.mark.parametrize("name", ["executors", "worker_processes", "local_processes", "store", "sweep_folder"])
 def test_what_a_worker_imports_first_loads_no_torch(name: str) -> None:
     # OMP_NUM_THREADS must be set in a worker before torch is imported there.
     light = f"import sys, asymlora.sweep.{name}; sys.exit('torch' in sys.modules)"

@@ -260,6 +260,7 @@ class _Reproduction:
         refuse_missing(missing, name=self.artefact.name, data_root=self.root)
 
     def _outcome(self, folder: ArtefactFolder, executor: str) -> Outcome:
+        from asymlora.reproduce.measuring import measuring_in
         from asymlora.reproduce.running import Means, run_artefact
         from asymlora.sweep.choosing_executor import make_executor
         from asymlora.train.callbacks import quiet_transformers
@@ -277,7 +278,11 @@ class _Reproduction:
             threads=threads,
             command=self.typed,
             watcher=_Watcher(self.console),
-        )
+            measuring=measuring_in(
+                executor, workers=option("workers"), threads=threads, memory=option("memory"),
+                memory_gib=self.artefact.scale(self.scale_name).memory_gib,
+            ),
+        )  # fmt: skip
         self._say(f"Folder of the run: {folder.path}")
         try:
             return run_artefact(self.artefact, folder, data_root=self.root, means=means, only=option("part") or ())

@@ -14,6 +14,7 @@ from asymlora.reproduce.evidence import Record
 from asymlora.sweep.store import RowStore
 
 MEASURED = "measured.jsonl"
+_LATER = "threads"  # rows of an older version have none
 
 
 def point_id(part: str, point: Mapping[str, Any], *, version: int = 1) -> str:
@@ -55,6 +56,7 @@ class MeasuredRow:
         records: What was measured.
         seconds: How long it took.
         ended: UTC time, ISO 8601.
+        threads: Of torch in the worker process that measured it; None: it was measured in the first process.
     """
 
     id: str
@@ -62,6 +64,7 @@ class MeasuredRow:
     records: Sequence[Record]
     seconds: float
     ended: str
+    threads: int | None = None
 
     @property
     def final(self) -> bool:
@@ -70,7 +73,7 @@ class MeasuredRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, the inverse of `from_dict`."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != _LATER or value is not None}
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> MeasuredRow:
@@ -86,7 +89,7 @@ class MeasuredRow:
             SpecError: A field is unknown or missing.
         """
         known = {f.name for f in fields(cls)}
-        if wrong := sorted(set(mapping) ^ known):
+        if wrong := sorted(set(mapping) - known | known - set(mapping) - {_LATER}):
             raise SpecError(f"A row of {MEASURED} has these fields and no others: {', '.join(sorted(known))}; {wrong}.")
         return cls(**mapping)
 

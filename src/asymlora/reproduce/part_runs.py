@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 from asymlora.errors import AsymloraError, DivergedError, SpecError
 from asymlora.reproduce.artefact import MeasuredPart, Part, SweepPart
-from asymlora.reproduce.measured_store import MEASURED, MeasuredRow, MeasuredStore
+from asymlora.reproduce.measured_store import MEASURED, MeasuredStore
+from asymlora.reproduce.measuring import Measuring, measured_here
 from asymlora.reproduce.protocol import plan_of, points_of
 from asymlora.reproduce.run_records import Look, PartRecords
 from asymlora.sweep.executors import Executor
@@ -77,6 +76,7 @@ class Means:
         command: What was typed.
         watcher: Who is told.
         ready: From a plan to its cells, checked against their models, and the bytes that its runs write.
+        measuring: How points are measured.
     """
 
     executor: Callable[[Path], Executor]
@@ -84,6 +84,7 @@ class Means:
     command: str = ""
     watcher: Watcher = field(default_factory=SilentWatcher)
     ready: Callable[[SweepPlan], tuple[Sequence[Cell], int]] = ready
+    measuring: Measuring = measured_here
 
 
 class Did(NamedTuple):
@@ -117,7 +118,7 @@ def do_part(part: Part, look: Look, path: Path, means: Means) -> Did:
     with _part_named(part.name):
         if isinstance(part, SweepPart):
             return _sweep(plan_of(part, look), path, part.name, means)
-        return _measure(part, look, path, means.watcher)
+        return _measure(part, look, path, means)
 
 
 def final_rows(part: Part, path: Path) -> frozenset[str]:
@@ -202,7 +203,8 @@ def _data_name(plan: Mapping[str, Any]) -> str | None:
     return ((plan.get("recipe") or {}).get("data") or {}).get("name")
 
 
-def _measure(part: MeasuredPart, look: Look, path: Path, watcher: Watcher) -> Did:
+def _measure(part: MeasuredPart, look: Look, path: Path, means: Means) -> Did:
+    watcher = means.watcher
     with refused_writes_said(path, then="go on with the same command"):
         path.mkdir(parents=True, exist_ok=True)
     store = MeasuredStore(path / MEASURED)
@@ -219,13 +221,11 @@ def _measure(part: MeasuredPart, look: Look, path: Path, watcher: Watcher) -> Di
     missing = {id: point for id, point in points.items() if id not in there}
     done = len(points) - len(missing)
     watcher.measured(part.name, done, len(points))
-    for id, point in missing.items():
-        began = time.monotonic()
-        records = [dict(record) for record in part.measure(point)]
-        seconds, ended = time.monotonic() - began, datetime.now(UTC).isoformat(timespec="seconds")
-        store.append(MeasuredRow(id=id, point=dict(point), records=records, seconds=round(seconds, 3), ended=ended))
-        done += 1
-        watcher.measured(part.name, done, len(points))
+    with closing(means.measuring(part.measure, missing)) as rows:
+        for row in rows:
+            store.append(row)
+            done += 1
+            watcher.measured(part.name, done, len(points))
     return Did(len(missing))
 
 
