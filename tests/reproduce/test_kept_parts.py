@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from asymlora.reproduce.kept_parts import SECOND, kept_parts
+from asymlora.reproduce.measured_store import MeasuredStore
 from asymlora.reproduce.run_records import FirstLook, PartRecords
 from asymlora.sweep.sweep_folder import read_sweep
 from reproduce.made_artefact import run_folder
@@ -32,3 +34,17 @@ def test_rows_that_the_first_look_did_not_have_say_so(run: Path) -> None:
     assert [row.get(SECOND, False) for row in task.rows] == [False] * 20 + [True] * 4
     assert task.head["first_plan"] == {"rates": [0.5]}
     assert not any(SECOND in row for row in toy.rows)  # it had no second look
+
+
+@pytest.mark.parametrize(("threads", "told"), [((1, 2), [1, 2]), ((1, None), None), ((None, None), None)])
+def test_threads_of_measurements_are_told_where_all_are_known(
+    tmp_path: Path, threads: tuple[int | None, ...], told: list[int] | None
+) -> None:
+    folder = run_folder(tmp_path / "run")
+    file = folder / "toy" / "measured.jsonl"
+    rows = MeasuredStore(file).rows()
+    file.unlink()
+    for row, count in zip(rows, threads, strict=True):
+        MeasuredStore(file).append(replace(row, threads=count))
+    _, toy = kept_parts(folder, None)
+    assert toy.head.get("threads") == told

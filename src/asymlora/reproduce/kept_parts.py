@@ -91,8 +91,9 @@ def _measured_part(name: str, rows: Sequence[MeasuredRow], had: PartRecords | No
         "seconds": rounded(sum(row.seconds for row in rows)),
         "ended": _days(row.ended for row in rows),
     }
-    if threads := sorted({row.threads for row in rows if row.threads is not None}):
-        head["threads"] = threads
+    threads = [row.threads for row in rows if row.threads is not None]
+    if len(threads) == len(rows):  # else some had all of torch's threads
+        head["threads"] = sorted(set(threads))
     return KeptPart(name=name, head=head, rows=[_looked(compact_measured(row), row.id, had) for row in rows])
 
 
