@@ -157,7 +157,7 @@ ARTEFACT = Artefact(
     " of square layers makes it smaller by the root of 2; it is not held against a measured gap.",
     small=Scale(
         parts=small_parts,
-        minutes=10,
+        minutes=7,
         memory_gib=1.5,
         data=(TREC6, COLA),
         settings=_SMALL_SETTINGS,
