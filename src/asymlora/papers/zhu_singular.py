@@ -280,7 +280,7 @@ ARTEFACT = Artefact(
     " against 87.4 at rank 8, 87.5 each at rank 16. In the released code these vectors are of a fresh random layer.",
     small=Scale(
         parts=small_parts,
-        minutes=28,
+        minutes=22,
         memory_gib=1.5,
         data=(TREC6,),
         settings=(*small_text_settings("TREC-6"), *_STARTS),
