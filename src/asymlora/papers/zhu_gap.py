@@ -368,7 +368,7 @@ ARTEFACT = Artefact(
     " values, a smaller gap.",
     small=Scale(
         parts=lambda data_root: _part(small_plans(data_root)),
-        minutes=23,
+        minutes=21,
         memory_gib=1.5,
         data=(TREC6, SUBJ),
         settings=_SMALL_SETTINGS,
