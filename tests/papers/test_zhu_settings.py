@@ -17,5 +17,5 @@ def test_each_arm_trains_what_its_name_says_from_a_start_that_changes_nothing() 
 
 
 def test_the_paper_is_named_by_its_authors_and_number() -> None:
-    assert SOURCE.startswith("Zhu, ")
+    assert SOURCE.startswith("Zhu et al., ")
     assert SOURCE.endswith(", 2024, arXiv:2402.16842")

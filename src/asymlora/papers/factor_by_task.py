@@ -225,6 +225,11 @@ _FEW_ROWS = Question(
             says="No. With B alone the gap between training and test rows is the larger one.",
         ),
         Answer(
+            when={"zhu_gap.smaller_with_b": "undecided", "zhu_gap.smaller_at_equal_loss": "holds"},
+            says="In loss, yes; in accuracy it is not shown. At equal training loss B alone has the smaller gap in"
+            " loss.",
+        ),
+        Answer(
             when={"zhu_gap.smaller_with_b": "undecided"},
             says="It is not shown. The seeds do not tell the gaps apart.",
         ),
