@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from asymlora.errors import LostProcessError
@@ -107,22 +108,13 @@ def measuring_in(
 
     def measured_in_processes(measure: Measure, points: Mapping[str, Mapping[str, Any]]) -> Generator[MeasuredRow]:
         processes = _PointProcesses(
-            _Maker(measure, threads or 1), workers=workers, threads=threads or 1, memory_budget=budget,
+            partial(PointWork, measure, threads or 1), workers=workers, threads=threads or 1, memory_budget=budget,
             memory_each=each,
         )  # fmt: skip
         with processes, closing(processes.run(_jobs(points))) as rows:
             yield from rows
 
     return measured_in_processes
-
-
-@dataclass(frozen=True)
-class _Maker:
-    measure: Measure
-    threads: int
-
-    def __call__(self) -> PointWork:
-        return PointWork(self.measure, self.threads)
 
 
 class _PointProcesses(WorkerProcesses[PointJob, MeasuredRow]):
