@@ -344,7 +344,7 @@ ARTEFACT = Artefact(
     " 85.1 on average over GLUE, with MNLI at chance. All arms have one rate, and that B is 6.5 times as large.",
     small=Scale(
         parts=small_parts,
-        minutes=33,
+        minutes=16,
         memory_gib=1.5,
         data=(TREC6,),
         settings=_SMALL_SETTINGS,
