@@ -91,6 +91,11 @@ _HELD_B = Question(
             " falls behind at a shared rate, and the smaller rate closes most of the gap.",
         ),
         Answer(
+            when={"zhu_init_scale.falls_behind": "holds", "zhu_init_scale.unit_columns_close_it": "holds"},
+            says="With columns of length 1, orthonormal or not. Kaiming's draw has long columns and falls behind at a"
+            " shared rate; divided by their length they close most of the gap.",
+        ),
+        Answer(
             when={"zhu_init_scale.falls_behind": "holds"},
             says="With orthonormal columns. Kaiming's draw falls behind at a shared rate.",
         ),
