@@ -21,8 +21,8 @@ _LAYERS = Question(
     title="At which layers is A the one to train?",
     asks=(
         "zhu_least_squares.criterion", "zhu_least_squares.reversed_at_few_outputs",
-        "zhu_least_squares.theorem_without_conditions", "zhu_inputs.signs_as_predicted",
-        "zhu_inputs.order_as_predicted", "zhu_inputs.criterion_agrees", "zhu_inputs.weakest_at_down_projections",
+        "zhu_least_squares.theorem_without_conditions", "zhu_inputs.inputs_fill_few",
+        "zhu_inputs.signs_as_predicted", "zhu_inputs.order_as_predicted", "zhu_inputs.criterion_agrees", "zhu_inputs.weakest_at_down_projections",
     ),
     answers=(
         Answer(
@@ -32,6 +32,15 @@ _LAYERS = Question(
             },
             says="Where a layer has fewer outputs than its inputs fill dimensions. That is exact for least squares, and"
             " tells on a real model which factor ends with the lower training loss in each group of layers.",
+        ),
+        Answer(
+            when={
+                "zhu_least_squares.criterion": "holds", "zhu_least_squares.reversed_at_few_outputs": "holds",
+                "zhu_inputs.inputs_fill_few": "holds", "zhu_inputs.signs_as_predicted": OPEN,
+            },
+            says="At heads of few classes, if anywhere. For least squares A is the one where a layer has fewer outputs"
+            " than its inputs fill dimensions, and in pretrained transformers all other layers have more. It is not"
+            " shown that this tells which factor trains better on a real model.",
         ),
         Answer(
             when={

@@ -232,7 +232,7 @@ ARTEFACT = Artefact(
     " here.",
     small=Scale(
         parts=small_parts,
-        minutes=35,
+        minutes=14,
         memory_gib=3.0,
         data=(TREC6, WIKITEXT2_VALID, PACS_AT_112),
         settings=_SMALL_SETTINGS,
