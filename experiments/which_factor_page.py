@@ -12,6 +12,8 @@ from asymlora.errors import AsymloraError
 from asymlora.papers import catalogue
 from asymlora.papers.which_factor import GUIDE
 from asymlora.reproduce.factor_guide import read_backings, render
+from asymlora.reproduce.kept_results import KEPT, read_kept
+from asymlora.reproduce.tuned_rates import tuned_rates
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -28,7 +30,11 @@ def page(results: Path = RESULTS) -> str | None:
     GUIDE.refuse_unknown(artefacts)
     backings = read_backings(artefacts, results)
     answered = any(answer.fits(backings) for question in GUIDE.questions for answer in question.answers)
-    return render(GUIDE, backings) if answered else None
+    if not answered:
+        return None
+    folders = {artefact.name: results / artefact.name for artefact in artefacts}
+    kept = {name: read_kept(folder).evidence for name, folder in folders.items() if (folder / KEPT).is_file()}
+    return render(GUIDE, backings, rates=tuned_rates(kept))
 
 
 def main() -> None:

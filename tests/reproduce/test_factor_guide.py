@@ -10,6 +10,7 @@ from asymlora.errors import SpecError
 from asymlora.reproduce.claim import Finding, Verdict
 from asymlora.reproduce.factor_guide import OPEN, Answer, Backing, Default, Guide, Question, read_backings, render
 from asymlora.reproduce.kept_results import keep
+from asymlora.reproduce.tuned_rates import TunedRates
 from reproduce.made_artefact import ARTEFACT, CLAIMS, NAME, TYPED, run_folder
 
 WHICH = Question(
@@ -119,3 +120,17 @@ def test_every_answer_that_fits_is_given_where_that_is_asked() -> None:
     whole = "Train B alone. It costs less. Of one factor, train B."
     assert f"\n{whole}\n" in page
     assert f"| Which factor? | {whole} |" in page
+
+
+def test_best_rates_stand_in_a_table_by_model_and_only_where_there_are_some() -> None:
+    told = [
+        TunedRates(artefact="hayou_lm", part="wikitext2", model="smollm2", rates={"init_a": "3.16e-3"}),
+        TunedRates(
+            artefact="zhu_rank", part="trec6", model="minilm", rates={"both": "1e-3", "b_only": "at least 1e-2"}
+        ),
+    ]
+    page = render(GUIDE, {}, rates=told)
+    first = "| minilm | [zhu_rank](results/zhu_rank.md) | `trec6` | both: 1e-3; b_only: at least 1e-2 |"
+    second = "| smollm2 | [hayou_lm](results/hayou_lm.md) | `wikitext2` | init_a: 3.16e-3 |"
+    assert f"{first}\n{second}\n" in page
+    assert "best rate" not in render(GUIDE, {})

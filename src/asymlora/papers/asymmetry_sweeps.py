@@ -178,7 +178,7 @@ def small_text_settings(*titles: str, rows: int = 32) -> tuple[Setting, ...]:
         ),
         Setting(
             what="rows of a step", paper="8 (inferred: the default of Hugging Face)", ours=str(rows),
-            why="fewer, steadier steps in the same time",
+            why="fewer, steadier steps in the same time" if rows > 8 else "as in the paper",
         ),
         _of_minilm(
             "head", "trained (code); its rate is that of the adapter (inferred)",

@@ -17,7 +17,13 @@ SAME_RANK, SAME_VALUES = "zhu_glue.frozen_a_as_good", "zhu_glue.frozen_a_as_good
 EQUAL_VALUES = "zhu_rank.as_good_as_both"
 _WHICH_ONE = Question(
     title="If one factor is trained, which?",
-    asks=(B_OVER_A, "zhu_glue.b_learns_more", "zhu_glue.gap_by_set", "zhu_inputs.random_a_reaches_more"),
+    asks=(
+        B_OVER_A,
+        "zhu_glue.b_learns_more",
+        "zhu_glue.gap_by_set",
+        "zhu_inputs.random_a_reaches_more",
+        "zhu_inputs.signs_as_predicted",
+    ),
     answers=(
         Answer(
             when={B_OVER_A: "holds"},
@@ -226,8 +232,8 @@ _FEW_ROWS = Question(
         ),
         Answer(
             when={"zhu_gap.smaller_with_b": "undecided", "zhu_gap.smaller_at_equal_loss": "holds"},
-            says="In loss, yes; in accuracy it is not shown. At equal training loss B alone has the smaller gap in"
-            " loss.",
+            says="With B alone, in loss. At equal training loss its gap in loss is the smaller one; in accuracy that is"
+            " not shown. Expect a model that is less sure of its mistakes, not one that makes fewer.",
         ),
         Answer(
             when={"zhu_gap.smaller_with_b": "undecided"},

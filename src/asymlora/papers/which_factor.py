@@ -21,8 +21,9 @@ _LAYERS = Question(
     title="At which layers is A the one to train?",
     asks=(
         "zhu_least_squares.criterion", "zhu_least_squares.reversed_at_few_outputs",
-        "zhu_least_squares.theorem_without_conditions", "zhu_inputs.inputs_fill_few",
-        "zhu_inputs.signs_as_predicted", "zhu_inputs.order_as_predicted", "zhu_inputs.criterion_agrees", "zhu_inputs.weakest_at_down_projections",
+        "zhu_least_squares.reversed_at_low_variance", "zhu_inputs.inputs_fill_few",
+        "zhu_inputs.signs_as_predicted", "zhu_inputs.order_as_predicted",
+        "zhu_inputs.criterion_agrees", "zhu_inputs.weakest_at_down_projections",
     ),
     answers=(
         Answer(
@@ -36,11 +37,13 @@ _LAYERS = Question(
         Answer(
             when={
                 "zhu_least_squares.criterion": "holds", "zhu_least_squares.reversed_at_few_outputs": "holds",
-                "zhu_inputs.inputs_fill_few": "holds", "zhu_inputs.signs_as_predicted": OPEN,
+                "zhu_least_squares.reversed_at_low_variance": "holds", "zhu_inputs.inputs_fill_few": "holds",
+                "zhu_inputs.signs_as_predicted": OPEN,
             },
-            says="At heads of few classes, if anywhere. For least squares A is the one where a layer has fewer outputs"
-            " than its inputs fill dimensions, and in pretrained transformers all other layers have more. It is not"
-            " shown that this tells which factor trains better on a real model.",
+            says="At none that is shown. For least squares and an update that reads inputs as they come, A is the one"
+            " where outputs are fewer than the dimensions that inputs fill, and no layer of a block in the three"
+            " transformers is such; an update that reads inputs of low variance favours A at any layer. Whether either"
+            " tells which factor trains better on a real model is not shown.",
         ),
         Answer(
             when={
@@ -76,8 +79,8 @@ _HELD_A = Question(
         ),
         Answer(
             when={"zhu_singular.informed_as_random": "undecided"},
-            says="At random, with orthonormal rows: no more than that is shown. The seeds do not tell singular vectors"
-            " from it.",
+            says="At random. That singular vectors of the pretrained weight are better is not shown, nor that they are"
+            " as good. The default draws orthonormal rows; whether that matters has not been tried.",
         ),
     ),
 )
@@ -101,8 +104,9 @@ _HELD_B = Question(
         ),
         Answer(
             when={"zhu_init_scale.falls_behind": "holds", "zhu_init_scale.unit_columns_close_it": "holds"},
-            says="With columns of length 1, orthonormal or not. Kaiming's draw has long columns and falls behind at a"
-            " shared rate; divided by their length they close most of the gap.",
+            says="With columns of length 1: orthonormal ones, or another draw divided by its length. Kaiming's draw has"
+            " long columns, and falls behind at the rate that suits orthonormal ones: it needs a smaller rate. That any"
+            " is as good as an orthonormal one has not been shown.",
         ),
         Answer(
             when={"zhu_init_scale.falls_behind": "holds"},
@@ -123,8 +127,14 @@ _INIT = Question(
     ),
     answers=(
         Answer(
+            when={"hayou_glue.better_on_average": "holds", "hayou_glue.behind_at_small_rates": "holds"},
+            says="B: with A random and B zero (Init[A]) runs end better on average over the sentence sets where"
+            " something is learnt, each at its own rate. Far below that rate the other start learns faster.",
+        ),
+        Answer(
             when={"hayou_glue.better_on_average": "holds"},
-            says="B: A random and B zero (Init[A]) is better on average, each at its own rate.",
+            says="B: with A random and B zero (Init[A]) runs end better on average over the sentence sets where"
+            " something is learnt, each at its own rate.",
         ),
         Answer(
             when={"hayou_glue.better_on_average": "fails"},
@@ -157,12 +167,12 @@ _RATE = Question(
         Answer(
             when={"advice.rate_near_tuned": OPEN, "hayou_glue.optimal_rates_differ": "holds"},
             says="One that a short sweep finds for the arm at hand. Arms have best rates of their own, and the advised"
-            " rate is not shown to be near.",
+            " rate is not shown to be near: the best rates found stand below.",
         ),
         Answer(
             when={"hayou_glue.optimal_rates_differ": "holds"},
-            says="One that a short sweep finds for the arm at hand. Which factor starts at zero alone moves the best"
-            " rate.",
+            says="One that a short sweep finds for the arm at hand, around the best rates that ours found, which stand"
+            " below. To change which factor starts at zero is enough to move the best rate.",
         ),
         Answer(
             when={"hayou_glue.optimal_rates_differ": OPEN},

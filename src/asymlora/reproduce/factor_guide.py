@@ -16,6 +16,7 @@ from asymlora.reproduce.artefact import Artefact
 from asymlora.reproduce.claim import Claim, Finding, Verdict
 from asymlora.reproduce.kept_results import kept_findings
 from asymlora.reproduce.results_sections import first_sentence, ours, page_of, plain, table, verdict_text
+from asymlora.reproduce.tuned_rates import TunedRates
 
 RESULTS = "results.md"
 """Page that the findings are linked to."""
@@ -173,12 +174,13 @@ def read_backings(artefacts: Iterable[Artefact], results: Path) -> dict[str, Bac
     return found
 
 
-def render(guide: Guide, backings: Mapping[str, Backing]) -> str:
+def render(guide: Guide, backings: Mapping[str, Backing], *, rates: Sequence[TunedRates] = ()) -> str:
     """Return the page.
 
     Args:
         guide: Its questions and answers.
         backings: Kept findings by ``artefact.claim``.
+        rates: Best rates of kept sweeps; none: there is no table of them.
 
     Returns:
         Markdown, the same for the same findings.
@@ -189,7 +191,8 @@ def render(guide: Guide, backings: Mapping[str, Backing]) -> str:
         f"Every answer stands on findings that are kept with their records ([Results]({RESULTS})), shown below it; the"
         f" page is written from them by `{guide.command}`. Where there is no finding there is no answer.", "",
         "## In short", "", *table(("question", "answer"), short),
-        *(line for one in guide.questions for line in _section(one, backings)), *_defaults(guide.defaults, backings),
+        *(line for one in guide.questions for line in _section(one, backings)), *_rates(rates),
+        *_defaults(guide.defaults, backings),
     ]  # fmt: skip
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -228,6 +231,26 @@ def _is_one_of(found: Finding, wanted: Sequence[Wanted]) -> bool:
 def _not_run(asks: Sequence[str], backings: Mapping[str, Backing]) -> str:
     names = dict.fromkeys(name.partition(".")[0] for name in asks if name not in backings)
     return f"Not run yet: {', '.join(f'`{name}`' for name in names)}." if names else ""
+
+
+def _rates(rates: Sequence[TunedRates]) -> list[str]:
+    if not rates:
+        return []
+    rows = [
+        (
+            plain(one.model),
+            _link(one.artefact),
+            f"`{one.part}`",
+            plain("; ".join(f"{a}: {r}" for a, r in one.rates.items())),
+        )
+        for one in sorted(rates, key=lambda one: one.model)
+    ]
+    heads = ("model", "artefact", "part", "best rate by arm")
+    told = (
+        "The rate with the best mean on validation over the tuning seeds, of those that were tried; the artefact says"
+        " which, and what its arms are. Start a sweep of your own around the one that is nearest to your case."
+    )
+    return ["## The best rates that sweeps found", "", told, "", *table(heads, rows)]
 
 
 def _defaults(defaults: Sequence[Default], backings: Mapping[str, Backing]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a person says of claims that fail or stay undecided: ``remarks.yaml`` beside kept results. No torch.
+"""What a person says of claims, of all that fail or stay undecided: ``remarks.yaml`` beside kept results. No torch.
 
 A remark names the verdict that it explains, so one that was written for an older verdict is found and refused.
 """
@@ -26,8 +26,8 @@ class Remark:
 
     Attributes:
         verdict: The verdict that it explains.
-        explanation: The best explanation.
-        would_decide: The experiment that would decide it.
+        explanation: The best explanation; of a claim that holds, what limits it.
+        would_decide: The experiment that would decide it, or tell more.
     """
 
     verdict: Verdict

@@ -13,7 +13,7 @@ from typing import Any
 from asymlora.reproduce.artefact import Artefact, Scale
 from asymlora.reproduce.claim import Claim, Finding
 from asymlora.reproduce.kept_results import Kept
-from asymlora.reproduce.remarks import Remark
+from asymlora.reproduce.remarks import NEED_ONE, Remark
 
 KINDS: Mapping[str, str] = {
     "abstract": "the paper's abstract",
@@ -24,6 +24,9 @@ KINDS: Mapping[str, str] = {
 """Where a claim stands, for people."""
 PAGES = "results"
 """Folder of the artefacts' pages, beside the page of all results."""
+_REMARKED = ("Explanation", "What would decide it")
+_QUALIFIED = ("What limits it", "What would tell more")
+"""Heads of the two parts of a remark: of a claim that needs one, and of any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +247,9 @@ def _claim(entry: Entry, claim: Claim, found: Finding) -> list[str]:
         lines.append(f"- Decided at the {entry.kept.decided[claim.key]} look.")
     remark = entry.remarks.get(claim.key)
     if remark is not None:
-        lines.append(f"- Explanation: {_ended(plain(remark.explanation))}")
-        lines.append(f"- What would decide it: {_ended(plain(remark.would_decide))}")
+        explains, asks = _REMARKED if remark.verdict in NEED_ONE else _QUALIFIED
+        lines.append(f"- {explains}: {_ended(plain(remark.explanation))}")
+        lines.append(f"- {asks}: {_ended(plain(remark.would_decide))}")
     return [*lines, ""]
 
 
