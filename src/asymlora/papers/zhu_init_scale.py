@@ -197,7 +197,7 @@ def _closes(evidence: Evidence, repaired: str) -> Finding:
     wanted = BySeed({seed: TO_CLOSE * (best[seed] - plain[seed]) for seed in sorted(seeds)}, planned=plain.planned)
     found = paired_finding(
         gained, wanted, claimed="greater", show=POINTS,
-        what=f"What is gained by {NAMES[repaired]} less {100 * TO_CLOSE:g} % of the gap",
+        what=f"Gain of {NAMES[repaired]}, over {NAMES[PLAIN]} as drawn, minus {100 * TO_CLOSE:g} % of the gap",
     )  # fmt: skip
     share = statistics.fmean(gained.values()) * TO_CLOSE / statistics.fmean(wanted.values())
     return replace(found, ours=f"{found.ours} It closes {100 * share:.0f} % of the gap.")
