@@ -71,7 +71,7 @@ class Settings:
     steps: int = 60
     rows: int = 2000
     model: str = "embedded:minilm-l6"
-    advising: AdvisingSettings = field(default_factory=AdvisingSettings)
+    advising: AdvisingSettings = field(default_factory=lambda: AdvisingSettings(ranks_by_layer=True))
 
 
 FULL = Settings()

@@ -28,7 +28,7 @@ def test_the_recipe_runs_unchanged(given: tuple[str, ...], tmp_path: Path, capsy
     recipe.write_text("of an earlier day")
     assert main([*given, *QUICK, "--out", str(recipe), "--page", str(page), "--overwrite"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for words in ("within reach of B", "has not been decided", "advised start", f"finetune '{recipe}'"):
+    for words in ("within reach of B", "was not shown to beat", "advised start", f"finetune '{recipe}'"):
         assert words in shown, words
     assert "further training rows" not in shown  # they are the recipe's, and advice alone did not read them
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")

@@ -178,18 +178,32 @@ def test_each_check_that_is_not_met_is_named(changes: dict[str, Any], words: str
 def test_ranks_go_where_a_trained_value_gains_most() -> None:
     steep = _site("steep", curve={r: {"random_A": v} for r, v in ((1, 0.1), (4, 0.3), (8, 0.4), (16, 0.9))})
     flat = _site("flat", curve={r: {"random_A": v} for r, v in ((1, 0.70), (4, 0.70), (8, 0.71), (16, 0.71))})
-    advice = advise([steep, flat, replace(flat, name="flatter")], rank=8)
+    advice = advise([steep, flat, replace(flat, name="flatter")], rank=8, ranks_by_layer=True)
     assert advice.per_site_ranks
+    assert advice.by_site_mean_share == advice.mean_share
     assert [site.rank for site in advice.sites] == [16, 1, 1]
     assert advice.values == 18 * OUT
     assert advice.mean_share == pytest.approx((0.9 + 0.7 + 0.7) / 3)
     assert advice.uniform_mean_share == pytest.approx((0.4 + 0.71 + 0.71) / 3)
 
 
+def test_ranks_by_layer_are_not_advised_unasked_and_what_they_reach_is_told() -> None:
+    steep = _site("steep", curve={r: {"random_A": v} for r, v in ((1, 0.1), (8, 0.4), (15, 0.9))})
+    flat = _site("flat", curve={r: {"random_A": v} for r, v in ((1, 0.70), (8, 0.71))})
+    asked, unasked = (advise([steep, flat], ranks_by_layer=by_layer) for by_layer in (True, False))
+    assert asked.per_site_ranks
+    assert [site.rank for site in asked.sites] == [15, 1]
+    assert not unasked.per_site_ranks
+    assert [site.rank for site in unasked.sites] == [8, 8]
+    assert unasked.mean_share == unasked.uniform_mean_share == asked.uniform_mean_share
+    assert unasked.by_site_mean_share == asked.mean_share
+
+
 def test_one_rank_for_all_is_kept_where_others_gain_little() -> None:
     curve = {r: {"random_A": v} for r, v in ((1, 0.2), (4, 0.45), (8, 0.5), (16, 0.52))}
-    advice = advise([_site("a", curve=curve), _site("b", curve=curve)])
+    advice = advise([_site("a", curve=curve), _site("b", curve=curve)], ranks_by_layer=True)
     assert not advice.per_site_ranks
+    assert advice.by_site_mean_share is None
     assert [site.rank for site in advice.sites] == [8, 8]
     assert advice.mean_share == advice.uniform_mean_share == 0.5
 
@@ -197,7 +211,9 @@ def test_one_rank_for_all_is_kept_where_others_gain_little() -> None:
 @pytest.mark.parametrize("rank", [3, 6, 100])
 def test_a_reference_rank_between_the_measured_ones_is_kept(rank: int) -> None:
     advice = advise(
-        [_site("a"), _site("head", fan_in=IN, outputs=5, curve={1: {"random_A": 0.9}, 5: {"best": 1.0}})], rank=rank
+        [_site("a"), _site("head", fan_in=IN, outputs=5, curve={1: {"random_A": 0.9}, 5: {"best": 1.0}})],
+        rank=rank,
+        ranks_by_layer=True,
     )
     assert advice.uniform_rank == rank
     if not advice.per_site_ranks:
@@ -219,7 +235,7 @@ def test_a_budget_is_kept_and_a_larger_one_never_reaches_less() -> None:
         sites.append(_site(f"s{index}", outputs=draw.choice((96, 384)), curve=shares))
     reached = []
     for values in (3000, 6000, 12000, 24000):
-        advice = advise(sites, values=values)
+        advice = advise(sites, values=values, ranks_by_layer=True)
         assert sum(site.values for site in advice.sites) == advice.values <= values
         reached.append(advice.mean_share)
     assert reached == sorted(reached)
@@ -241,7 +257,7 @@ def test_starts_of_A() -> None:
 def test_caveats_are_always_there() -> None:
     assert advise([_site()]).caveats == CAVEATS
     assert INFORMED in advise([_site(curve={8: {"activation_A": 0.9}})]).caveats
-    assert any("not been shown" in caveat for caveat in CAVEATS)
+    assert any("not shown to beat" in caveat for caveat in CAVEATS)
 
 
 def _model() -> nn.Module:
@@ -260,7 +276,7 @@ def test_the_spec_gives_each_site_what_was_advised_and_attaches() -> None:
         _site(n, fan_in=16, outputs=3 if n == "head" else 16, curve={"q": curve, "k": flat}.get(n[-1], reversed_))
         for n in names
     ]
-    advice = advise(sites, values=400)
+    advice = advise(sites, values=400, ranks_by_layer=True)
     spec = advice.to_spec()
     assert spec.targets == names
     for site in advice.sites:

@@ -26,7 +26,7 @@ def test_it_holds_the_verdict_the_pair_the_open_question_the_recipe_and_what_it_
     for words in (
         "Train B alone at 3 of 3 layers",
         "leaves 60 % within reach of B",
-        "has not been decided",
+        "was not shown to beat",
         "asymlora finetune mine.yaml",
         "lr: 0.005",
         record["environment"]["packages"]["torch"],

@@ -23,7 +23,7 @@ def test_the_verdict_the_pair_and_the_open_question_are_shown(width: int) -> Non
     text = " ".join(_shown(small_record(), width).split())
     assert "Train B alone at 3 of 3 layers, from a learning rate of 0.005." in text
     assert "leaves 60 % within reach of B" in text
-    assert "has not been decided" in text
+    assert "was not shown to beat" in text
     assert "3 rows were dropped." in text
 
 
@@ -57,12 +57,22 @@ def test_a_law_that_nothing_confirms_is_named_so() -> None:
     assert "(derived, not confirmed)" in _shown(small_record(), 120)
 
 
-@pytest.mark.parametrize("per_site", [True, False])
-def test_ranks_are_explained(per_site: bool) -> None:
-    record = {**small_record(), "per_site_ranks": per_site, "mean_share": 0.5, "uniform_mean_share": 0.4}
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ({"per_site_ranks": True, "mean_share": 0.5, "by_site_mean_share": 0.5}, "Ranks: by layer."),
+        ({"per_site_ranks": False, "mean_share": 0.4, "by_site_mean_share": None}, "would gain too little."),
+        (
+            {"per_site_ranks": False, "mean_share": 0.4, "by_site_mean_share": 0.5},
+            "would reach 50 % (--ranks-by-layer); that they train better has not been shown.",
+        ),
+    ],
+)
+def test_ranks_are_explained(shares: dict[str, Any], words: str) -> None:
+    record = {**small_record(), "uniform_mean_share": 0.4, **shares}
     text = " ".join(_shown(record, 80).split())
-    assert ("Ranks: by layer." in text) == per_site
-    assert ("would gain too little" in text) != per_site
+    assert words in text
+    assert ("Ranks: by layer." in text) == shares["per_site_ranks"]
 
 
 def test_a_ramp_that_never_rose_tells_no_rate_of_a_rise() -> None:

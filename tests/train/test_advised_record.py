@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import statistics
 
-from asymlora.train.advised_record import UNDECIDED
+from asymlora.train.advised_record import COMPARED
 from asymlora.train.recipe import Recipe
 from small_advice import small_record
 
@@ -36,8 +36,8 @@ def test_without_gradients_nothing_is_claimed_of_shares() -> None:
     assert "nothing is known" in said["pair"]
 
 
-def test_the_open_question_comes_first_and_nothing_speaks_for_the_advice() -> None:
+def test_what_a_comparison_found_comes_first_and_nothing_speaks_for_the_advice() -> None:
     caveats = small_record()["caveats"]
-    assert caveats[0] == UNDECIDED
-    assert "has not been decided" in caveats[0]
+    assert caveats[0] == COMPARED
+    assert "was not shown to beat" in caveats[0]
     assert sum("default" in text for text in caveats) == 1

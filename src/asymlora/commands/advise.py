@@ -50,6 +50,9 @@ def parser(recipe_options: Iterator[tuple[str, Any, Any, str]]) -> Any:
     made.add_argument("--batches", type=int, help="batches to gather gradients over, at least 2 (default: 8)")
     made.add_argument("--rows", type=int, help="training rows to read for it, at least 8 (default: 1000)")
     made.add_argument("--values", type=int, help="most trained values; default: what the rank costs everywhere")
+    made.add_argument(
+        "--ranks-by-layer", action="store_true", help="let ranks differ from layer to layer, where they reach more"
+    )
     made.add_argument("--only-targets", action="store_true", help="measure no layers besides the adapter's")
     made.add_argument("--all", action="store_true", help="show each layer, not each kind of layer")
     made.add_argument("--json", action="store_true", help="print everything as one JSON object")
@@ -109,8 +112,8 @@ def run(options: dict[str, Any]) -> int:
 
 
 _OWN = (
-    *("model_name", "recipe", "out", "page", "overwrite", "steps", "batches", "rows", "values", "only_targets"),
-    *("all", "json"),
+    *("model_name", "recipe", "out", "page", "overwrite", "steps", "batches", "rows", "values"),
+    *("ranks_by_layer", "only_targets", "all", "json"),
 )
 
 
@@ -135,7 +138,7 @@ def _settings(own: Mapping[str, Any]) -> Any:
     chosen = {name: own[name] for name in ("batches", "rows", "values") if own[name] is not None}
     if own["steps"] is not None:
         chosen["range_test"] = RangeSettings.of_length(own["steps"])
-    return AdvisingSettings(everywhere=not own["only_targets"], **chosen)
+    return AdvisingSettings(everywhere=not own["only_targets"], ranks_by_layer=own["ranks_by_layer"], **chosen)
 
 
 def _file(path: str | None, option: str, overwrite: bool) -> Path | None:

@@ -196,7 +196,8 @@ def measure_advised(point: Mapping[str, Any], *, recipes: Mapping[str, Recipe]) 
     plain, seed, total = recipes[point["set"]], point["seed"], point["steps"]
     train = replace(plain.train, seed=seed, steps=total, evaluate_every=min(total, plain.train.evaluate_every))
     given = replace(plain, train=train, adapter=replace(plain.adapter, seed=seed))
-    advised = advise_recipe(given, settings=AdvisingSettings(values=point["values"], everywhere=False))
+    asked = AdvisingSettings(values=point["values"], ranks_by_layer=True, everywhere=False)
+    advised = advise_recipe(given, settings=asked)
     cost, session = cost_in_steps(advised), Session()
     left = max(1, total - sum(cost.values()))
     return [

@@ -161,8 +161,8 @@ _RATE = Question(
     answers=(
         Answer(
             when={"advice.rate_near_tuned": "holds"},
-            says="The one of asymlora advise, and its neighbours an octave away. It lies within two octaves of what a"
-            " sweep finds.",
+            says="The one of asymlora advise, and its neighbours within two octaves: so near it lies to what a sweep"
+            " finds. Or the best one that a sweep of ours found for your arm: they stand below.",
         ),
         Answer(
             when={"advice.rate_near_tuned": OPEN, "hayou_glue.optimal_rates_differ": "holds"},
@@ -202,6 +202,15 @@ _ADVICE = Question(
             },
             says="Instead of LoRA at 2e-4, yes; instead of the default of asymlora finetune it is not shown to be. Its"
             " own cost is counted.",
+        ),
+        Answer(
+            when={
+                "advice.beats_lora": OPEN, "advice.beats_own_default": OPEN,
+                "advice.as_good_as_tuned_lora": "holds", "advice.cost_in_time": "fails",
+            },
+            says="In place of a search, before a long run; not before a short one. Its recipe is as good as LoRA at its"
+            " own best rate for fewer steps in all; that it beats plain defaults is not shown, and by the clock it"
+            " costs more than its steps.",
         ),
         Answer(
             when={"advice.beats_own_default": OPEN, "advice.as_good_as_tuned_b_only": "holds"},

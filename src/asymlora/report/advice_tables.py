@@ -125,9 +125,13 @@ def _ranks(record: Record) -> Text:
     values, reached = f"{record['values']:,} trained values", percent(record["mean_share"])
     uniform, shared = f"rank {record['uniform_rank']} everywhere", percent(record["uniform_mean_share"])
     if not record["per_site_ranks"]:
+        by_layer = record["by_site_mean_share"]
+        said = f"would reach {percent(by_layer)} (--ranks-by-layer); that they train better has not been shown"
+        if by_layer is None:
+            said = "would gain too little"
         return Text(
             f"Ranks: {uniform}, {values}; {reached} of the first update is within reach in the mean. Ranks by layer"
-            " would gain too little."
+            f" {said}."
         )
     return Text(
         f"Ranks: by layer. For {values} they reach {reached} of the first update in the mean; {uniform} reaches"

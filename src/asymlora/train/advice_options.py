@@ -21,6 +21,7 @@ class AdvisingSettings:
         batches: Batches whose gradients and moments are gathered, at least 2 (one shows no scatter).
         rows: Training rows that are read and that the head is fitted on, at least 8; the recipe keeps its own number.
         values: Trained values that the ranks may cost together; None: what the recipe's rank costs everywhere.
+        ranks_by_layer: Whether ranks may differ from layer to layer, where that reaches more of the first update.
         everywhere: Whether to measure layers besides the adapter's targets, for a look only.
         range_test: How the range test is run.
     """
@@ -28,6 +29,7 @@ class AdvisingSettings:
     batches: int = 8
     rows: int = 1000
     values: int | None = None
+    ranks_by_layer: bool = False
     everywhere: bool = True
     range_test: RangeSettings = field(default_factory=RangeSettings)
 

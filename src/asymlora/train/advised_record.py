@@ -14,10 +14,12 @@ from asymlora.diagnostics.captured_gradient import Shares, SiteMeasures
 from asymlora.train.advising import Advised
 from asymlora.train.run_folder import environment
 
-UNDECIDED = (
-    "Whether this advice beats the plain defaults (B over a frozen orthonormal A, rank 8, the default rate) has not"
-    " been decided: no experiment has compared them yet."
+COMPARED = (
+    "On two small tasks (MiniLM on TREC-6 and on 500 rows of SST-2, 160 steps) this advice was not shown to beat plain"
+    " defaults, its own cost counted, and took longer than such a run. Its recipe was as good as LoRA at a tuned rate"
+    " on TREC-6. Repeat it: asymlora reproduce advice."
 )
+"""What the artefact ``advice`` found, of which the records are kept."""
 
 
 def advised_record(advised: Advised) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def advised_record(advised: Advised) -> dict[str, Any]:
         "other_rates": list(advised.other_rates),
         "recipe": advised.recipe.to_dict(),
         "yaml": advised.recipe.to_yaml(),
-        "caveats": [UNDECIDED, *(text for text in advised.advice.caveats if "defaults" not in text)],
+        "caveats": [COMPARED, *(text for text in advised.advice.caveats if "defaults" not in text)],
         "notes": list(advised.notes),
         "seconds": advised.seconds,
         "environment": environment(),
@@ -64,7 +66,9 @@ def advised_record(advised: Advised) -> dict[str, Any]:
     return _plain({**record, "summary": summary(record)})
 
 
-_OF_THE_ADVICE = ("uniform_rank", "per_site_ranks", "values", "mean_share", "uniform_mean_share")
+_OF_THE_ADVICE = (
+    "uniform_rank", "per_site_ranks", "values", "mean_share", "uniform_mean_share", "by_site_mean_share"
+)  # fmt: skip
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def advise_recipe(
     inside = tuple(m for m in measures if m.name in targets)
     outside = tuple(m for m in measures if m.name not in targets)
     refuse_values([f"the model calls none of the adapter's {len(targets)} targets"] if not inside else [])
-    advice = advise(inside, rank=recipe.adapter.rank, values=settings.values)
+    advice = advise(inside, rank=recipe.adapter.rank, values=settings.values, ranks_by_layer=settings.ranks_by_layer)
     tested = replace(short, adapter=_spec(advice, recipe.adapter))
     network = ADAPTER.put_on(prepared.model, tested, prepared.heads)
     most = settings.range_test.steps + settings.range_test.most_probes * settings.range_test.probe_steps
