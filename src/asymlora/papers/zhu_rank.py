@@ -248,7 +248,7 @@ ARTEFACT = Artefact(
     " points ahead on average, on summaries behind on every score.",
     small=Scale(
         parts=small_parts,
-        minutes=36,
+        minutes=20,
         memory_gib=1.5,
         data=(TREC6, SUBJ),
         settings=_SMALL_SETTINGS,
