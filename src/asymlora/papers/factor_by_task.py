@@ -99,8 +99,8 @@ _BUDGET = Question(
         ),
         Answer(
             when={EQUAL_VALUES: "undecided"},
-            says="No more of it than the task is seen to need. With as many values the seeds tell neither B alone from both"
-            " factors, nor for B alone twice the rank from once.",
+            says="No more of it than the task is seen to need. With as many values the seeds tell neither B alone from"
+            " both factors, nor for B alone twice the rank from once.",
         ),
     ),
 )
