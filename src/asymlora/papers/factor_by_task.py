@@ -12,17 +12,14 @@ OPEN = ("fails", "undecided")
 
 # Which factor, one or two ---------------------------------------------------------------------------------------------
 
-B_OVER_A = "zhu_glue.b_better_than_a"
+B_OVER_A, B_OVER_A_ON_IMAGES = "zhu_glue.b_better_than_a", "zhu_vision.b_over_a_own"
 SAME_RANK, SAME_VALUES = "zhu_glue.frozen_a_as_good", "zhu_glue.frozen_a_as_good_at_equal_values"
 EQUAL_VALUES = "zhu_rank.as_good_as_both"
 _WHICH_ONE = Question(
     title="If one factor is trained, which?",
     asks=(
-        B_OVER_A,
-        "zhu_glue.b_learns_more",
-        "zhu_glue.gap_by_set",
-        "zhu_inputs.random_a_reaches_more",
-        "zhu_inputs.signs_as_predicted",
+        B_OVER_A, B_OVER_A_ON_IMAGES, "zhu_llama.b_over_a_loss", "zhu_glue.b_learns_more", "zhu_glue.gap_by_set",
+        "zhu_inputs.random_a_reaches_more", "zhu_inputs.signs_as_predicted",
     ),
     answers=(
         Answer(
@@ -35,12 +32,21 @@ _WHICH_ONE = Question(
             says="Not B by habit. On sentence classification A alone was the better one, each factor at its own rate.",
         ),
         Answer(
+            when={B_OVER_A: "undecided", B_OVER_A_ON_IMAGES: "holds"},
+            says="Train B over a random, held A. On images it is the better one; on sentence classification the seeds"
+            " tell neither from the other.",
+        ),
+        Answer(
             when={B_OVER_A: "undecided"},
             says="Take the one that costs less. On sentence classification the seeds tell neither from the other; a"
             " rank of B trains as many values as the layer has outputs, a rank of A as it has inputs.",
         ),
+        Answer(
+            when={B_OVER_A_ON_IMAGES: "holds"},
+            says="Train B over a random, held A. On images it is the better one, each factor at its own learning rate.",
+        ),
     ),
-)
+)  # fmt: skip
 _ONE_OR_TWO = Question(
     title="One factor or two, at the same rank?",
     asks=(SAME_RANK, SAME_VALUES),
@@ -168,8 +174,12 @@ _LLAMA = Question(
 )  # fmt: skip
 _VISION = Question(
     title="For images, in the domain that is trained on?",
-    asks=("zhu_vision.nearly_as_well", "zhu_vision.b_over_a_own", "zhu_vision.linear_probe"),
+    asks=("zhu_vision.nearly_as_well", B_OVER_A_ON_IMAGES, "zhu_vision.linear_probe"),
     answers=(
+        Answer(
+            when={"zhu_vision.nearly_as_well": "holds", B_OVER_A_ON_IMAGES: "holds"},
+            says="B alone. It is as good as both factors within the margin, or better, and better than A alone.",
+        ),
         Answer(
             when={"zhu_vision.nearly_as_well": "holds"},
             says="B alone. It is as good as both factors within the margin, or better.",
@@ -179,7 +189,7 @@ _VISION = Question(
             says="Both factors. B alone is behind by more than the margin.",
         ),
         Answer(
-            when={"zhu_vision.b_over_a_own": "holds"},
+            when={B_OVER_A_ON_IMAGES: "holds"},
             says="Of one factor B, which is better than A. Whether both are better is not decided.",
         ),
     ),
@@ -201,8 +211,7 @@ _SHIFT = Question(
         ),
         Answer(
             when={"zhu_vision.pacs_row": "undecided"},
-            says="No reason to prefer either. On the other domains of PACS the seeds do not tell B alone from both"
-            " factors.",
+            says="No reason to prefer B alone or both. On the other domains of PACS the seeds do not tell them apart.",
         ),
     ),
 )  # fmt: skip

@@ -275,7 +275,7 @@ ARTEFACT = Artefact(
     " domain, Caltech101.",
     small=Scale(
         parts=small_parts,
-        minutes=40,
+        minutes=22,
         memory_gib=2.0,
         data=(PACS_AT_112,),
         settings=_SMALL_SETTINGS,
