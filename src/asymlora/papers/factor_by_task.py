@@ -170,6 +170,11 @@ _LLAMA = Question(
             when={"zhu_llama.b_over_a_loss": "holds"},
             says="Of one factor B, whose loss is below that of A. Whether both are better is not decided.",
         ),
+        Answer(
+            when={"zhu_llama.nearly_as_well": "undecided"},
+            says="Both where the last hundredths of the loss count, B alone where memory does. The seeds decide neither"
+            " that B alone is worse than both by more than the margin nor that it is not.",
+        ),
     ),
 )  # fmt: skip
 _VISION = Question(

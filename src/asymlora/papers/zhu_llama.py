@@ -316,7 +316,7 @@ ARTEFACT = Artefact(
     " three of four groups.",
     small=Scale(
         parts=small_parts,
-        minutes=36,
+        minutes=20,
         memory_gib=2.0,
         data=(TREC6, SST2, RTE, MRPC),
         settings=_SMALL_SETTINGS,
