@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "asymlora"
 LAYERS = (
     ("errors",),
-    ("schema", "atomic", "peft_patterns", "untrusted_files", "autocasting", "sharding"),
+    ("schema", "atomic", "peft_patterns", "untrusted_files", "autocasting", "sharding", "packed_base"),
     ("peft_format",),
     ("factor_spec",),
     ("spec",),

@@ -17,6 +17,7 @@ from asymlora.errors import AdapterFileError, AlreadyAttachedError
 from asymlora.fitting import fill, match_spec, refuse_differing, refuse_unfit
 from asymlora.installing import Factors, InputGradient, drawn_factors, install, starts_nonzero
 from asymlora.layers import AdapterLayer, set_flag
+from asymlora.packed_base import keep_trainable
 from asymlora.sharding import refuse_sharded
 from asymlora.site_view import attached, find_attached, refuse_folded, set_attachment, sites
 from asymlora.spec import AdapterSpec
@@ -77,6 +78,7 @@ def attach_drawn(model: M, spec: AdapterSpec, draw: Callable[[Mapping[str, nn.Mo
             " asymlora.merge(model) first."
         )
     refuse_sharded(model)
+    keep_trainable(model)
     saved = match_saved_modules(model, spec.modules_to_save)
     bases = match_targets(model, spec, saved)
     nonzero = starts_nonzero(bases, spec, model)
@@ -110,6 +112,7 @@ def load_adapter(
     if find_attached(model) is not None:
         raise AlreadyAttachedError("This model carries an adapter already. Call asymlora.detach(model) first.")
     refuse_sharded(model)
+    keep_trainable(model)
     folder = Path(folder)
     if name is not None:
         taken = {part for path, _ in model.named_modules() for part in path.split(".")}

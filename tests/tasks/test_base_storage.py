@@ -12,6 +12,7 @@ from torch import Tensor
 import asymlora as al
 from asymlora.errors import MissingPackageError
 from asymlora.layers import LinearAdapter
+from asymlora.packed_base import keep_trainable
 from asymlora.tasks.base_storage import HEADS, loading_options
 from asymlora.tasks.inputs import ModelRecipe
 from asymlora.tasks.sources import find_model
@@ -80,6 +81,7 @@ def test_nothing_is_hooked_or_placed_by_accelerate(encoder: Path, base: str) -> 
 @pytest.mark.parametrize("base", STORAGES)
 def test_an_adapter_with_a_frozen_A_starts_as_the_base_and_trains_on_it(encoder: Path, base: str) -> None:
     model = _load(encoder, base)
+    keep_trainable(model)
     before = _logits(model).detach()
     al.attach(model, al.AdapterSpec.b_only(rank=4, modules_to_save=("classifier",)))
     assert torch.equal(_logits(model).detach(), before)

@@ -245,7 +245,10 @@ def test_the_fitted_head_is_the_models_head_once_copied(model: ModelRecipe, doma
     assert prepared.scoring.score(head.evidence)["accuracy"] >= 0.8
     assert head.copy_to_model is not None
     head.copy_to_model()
-    assert (_evidence(prepared, prepared.test) == head.evidence).all()
+    # The model multiplies batch by batch, the fit all rows at once: the last bit of a loss is the processor's.
+    found = _evidence(prepared, prepared.test)
+    np.testing.assert_array_equal(found[:, :2], head.evidence[:, :2])
+    np.testing.assert_allclose(found[:, 2], head.evidence[:, 2], rtol=1e-6)
     validation = prepared.scoring.score(_evidence(prepared, prepared.validation))
     assert validation["accuracy"] == head.validation
 

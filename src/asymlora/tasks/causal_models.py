@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from asymlora.errors import DataNotFoundError, SpecError
+from asymlora.packed_base import keep_trainable
 from asymlora.tasks.base_storage import loading_options
 from asymlora.tasks.classifiers import token_limit
 from asymlora.tasks.inputs import ModelRecipe
@@ -60,6 +61,7 @@ def load_causal(model: ModelRecipe) -> tuple[PreTrainedModel, PreTrainedTokenize
             where, config=config, output_loading_info=True, **storage, **options
         )
         network, report = loaded
+        keep_trainable(network)
         _require_weights(report)
     except (OSError, ValueError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.hub import cached_file
 
 from asymlora.errors import DataNotFoundError
+from asymlora.packed_base import keep_trainable
 from asymlora.tasks.base_storage import loading_options
 from asymlora.tasks.empty_models import fresh_heads
 from asymlora.tasks.inputs import ModelRecipe
@@ -167,6 +168,7 @@ def load_with_heads(
             network, report = AutoModelForSequenceClassification.from_pretrained(
                 **loading, ignore_mismatched_sizes=True
             )
+        keep_trainable(network)
         _require_words(tokenizer)
         heads = _fresh_heads(network, report)
     except (OSError, ValueError, SafetensorError) as error:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.utils.hub import cached_file
 
 from asymlora.errors import DataNotFoundError, SpecError
+from asymlora.packed_base import keep_trainable
 from asymlora.tasks.base_storage import loading_options
 from asymlora.tasks.classifiers import _fresh_heads
 from asymlora.tasks.images import SETTINGS_FILE, ImageSettings, read_settings
@@ -90,6 +91,7 @@ def load_image_model(model: ModelRecipe, *, label_names: Sequence[str], size: in
             **storage,
             **options,
         )
+        keep_trainable(network)
         heads = _beside_base(network, report)
         head = _last_linear(network, heads, labels=len(label_names))
     except (ImportError, OSError, ValueError, SafetensorError) as error:

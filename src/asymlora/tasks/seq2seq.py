@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from asymlora.errors import DataNotFoundError
+from asymlora.packed_base import keep_trainable
 from asymlora.tasks.base_storage import loading_options
 from asymlora.tasks.beam_search import generation_for, written_ids
 from asymlora.tasks.causal_models import evaluating, unwrapped
@@ -148,6 +149,7 @@ def load_seq2seq(model: ModelRecipe) -> tuple[PreTrainedModel, PreTrainedTokeniz
     storage = loading_options(model)
     try:
         network, tokenizer = _read(where, options, storage)
+        keep_trainable(network)
     except (OSError, ValueError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataNotFoundError(
