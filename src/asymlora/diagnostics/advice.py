@@ -58,7 +58,8 @@ _REACHED: Mapping[Trained, str] = {"B": "random_A", "A": "random_B", "both": "be
 """Which share says what is in reach of that."""
 
 CAVEATS = (
-    "This is a first look: the update is the first gradient, and what a longer training wants may lie elsewhere.",
+    "This is a first look: the update is the first gradient, and what a longer training wants may lie elsewhere. That"
+    " its reach tells which factor ends lower was not shown (asymlora reproduce zhu_inputs).",
     "This advice has been held against plain defaults on two small tasks (asymlora reproduce advice): it was not shown"
     " to beat them.",
     "Sites count alike; that one site may matter more for the task than another is not measured.",
