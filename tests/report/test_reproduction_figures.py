@@ -44,6 +44,19 @@ def test_a_line_is_the_median_over_seeds_on_a_logarithmic_axis_of_rates() -> Non
     )  # fmt: skip
 
 
+def test_runs_that_have_no_order_are_not_joined() -> None:
+    runs = {3e-4: [0.3], 2e-4: [0.5, 0.1]}
+    figure = _rates(
+        Panel(title="TREC-6", lines={"LoRA": {1e-4: [0.2]}, "advised": runs}, unjoined=frozenset({"advised"}))
+    )
+    (trace,) = _named(figure, "advised")
+    assert trace.mode == "markers"
+    assert list(zip(trace.x, trace.y, strict=True)) == [(2e-4, 0.5), (2e-4, 0.1), (3e-4, 0.3)]
+    assert not [each for each in figure.plotly.data if each.fill]
+    assert "marker without a line: one run" in figure.plotly.layout.title.text
+    assert "median" not in figure.plotly.layout.title.text
+
+
 def test_the_best_rate_has_a_ring_on_its_line() -> None:
     assert _marks(_rates(TASK), "circle-open") == [(1e-3, 0.7, COLOURS[0]), (1e-3, 0.7, COLOURS[1])]
 

@@ -68,7 +68,7 @@ def _panel(evidence: Evidence, name: str) -> Panel:
     for record in advised_records(evidence, name):
         if record["cost_counted"] and record["validation"] is not None:
             advised.setdefault(record["lr"], []).append(100 * record["validation"])
-    return replace(panel, lines={**lines, "advised": advised})
+    return replace(panel, lines={**lines, "advised": advised}, unjoined=frozenset({"advised"}))
 
 
 # The artefact --------------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def heat_map(
 
 def add_line(
     figure: Any, name: str, points: Mapping[float, Sequence[float]], number: int, *, marked: bool = True,
-    colour: str | None = None, **place: Any,
+    joined: bool = True, colour: str | None = None, **place: Any,
 ) -> None:  # fmt: skip
     """Add a line through the medians of some values, and their range as a band where there are several.
 
@@ -204,6 +204,7 @@ def add_line(
         points: Values by place on the horizontal axis; a place without values is a gap.
         number: Which of the colours, dashes and markers.
         marked: Whether the points have markers.
+        joined: Whether a line joins them; without one each value has a marker of its own, and there is no band.
         colour: Another colour than that of the number.
         place: ``row`` and ``col`` of a figure of several panels, and ``showlegend``.
     """
@@ -211,16 +212,17 @@ def add_line(
     listed = place.pop("showlegend", True)
     colour = colour or COLOURS[number % len(COLOURS)]
     at = sorted(x for x, values in points.items() if values)
-    if any(len(points[x]) > 1 for x in at):
+    if joined and any(len(points[x]) > 1 for x in at):
         edges = [max(points[x]) for x in at] + [min(points[x]) for x in reversed(at)]
         band = graph.Scatter(
             x=[*at, *reversed(at)], y=edges, fill="toself", fillcolor=colour, opacity=0.15,
             line={"width": 0}, mode="lines", hoverinfo="skip", showlegend=False, legendgroup=name,
         )  # fmt: skip
         figure.add_trace(band, **place)
+    shown = [(x, value) for x in at for value in ([statistics.median(points[x])] if joined else points[x])]
+    mode = ("lines+markers" if marked else "lines") if joined else "markers"
     line = graph.Scatter(
-        x=at, y=[statistics.median(points[x]) for x in at], name=name, legendgroup=name,
-        mode="lines+markers" if marked else "lines", showlegend=listed,
+        x=[x for x, _ in shown], y=[y for _, y in shown], name=name, legendgroup=name, mode=mode, showlegend=listed,
         line={"color": colour, "dash": _DASHES[number % len(_DASHES)], "width": 2},
         marker={"symbol": _MARKERS[number % len(_MARKERS)], "size": 7},
     )  # fmt: skip

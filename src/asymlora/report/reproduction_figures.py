@@ -47,6 +47,8 @@ class Panel:
             where both axes are logarithmic.
         level: Value of a horizontal line, and its name: ``(0.25, "chance")``.
         diagonal: Name of the line on which both axes have the same value; empty: not drawn.
+        unjoined: Arms whose places are those of single runs, as of a rate that follows from the seed: a marker a value,
+            and no line, which would join runs that have no order.
     """
 
     title: str
@@ -57,6 +59,7 @@ class Panel:
     guides: Mapping[str, float] = field(default_factory=dict[str, float])
     level: tuple[float, str] | None = None
     diagonal: str = ""
+    unjoined: frozenset[str] = frozenset()
 
 
 def metric_against_rate(panels: Sequence[Panel], *, title: str, y: str, log_y: bool = False) -> Figure:
@@ -199,6 +202,8 @@ class _Grid:
         marks = [words for name, words in _OF_A_RATE.items() if any(getattr(panel, name) for panel, _ in self.panels)]
         if self._has_bands():
             marks.insert(0, "line: median over seeds, band: range")
+        if any(panel.unjoined & lines.keys() for panel, lines in self.panels):
+            marks.append("marker without a line: one run")
         dropped = self._count(panel.lines for panel, _ in self.panels) - self._count(lines for _, lines in self.panels)
         if dropped:
             marks.append(f"left out: {dropped} values that are not finite, or not above 0 on a logarithmic axis")
@@ -208,7 +213,12 @@ class _Grid:
         return "<br>".join(lines)
 
     def _has_bands(self) -> bool:
-        return any(len(values) > 1 for _, lines in self.panels for line in lines.values() for values in line.values())
+        return any(
+            len(values) > 1
+            for panel, lines in self.panels
+            for arm, line in lines.items() if arm not in panel.unjoined
+            for values in line.values()
+        )  # fmt: skip
 
     @staticmethod
     def _count(panels: Iterator[Lines]) -> int:
@@ -233,8 +243,8 @@ class _Grid:
             ends = [low, high * (low / high) ** 0.12 if self.log_x else high - 0.12 * (high - low), high]
             self._grey(ends, ends, ["", panel.diagonal, ""], place, dash="solid", where="middle left")
         for arm, line in lines.items():
-            add_line(self.figure, arm, line, self.arms.index(arm), marked=self.marked, colour=self.colours[arm],
-                     showlegend=arm not in self.named, **place)  # fmt: skip
+            add_line(self.figure, arm, line, self.arms.index(arm), marked=self.marked, joined=arm not in panel.unjoined,
+                     colour=self.colours[arm], showlegend=arm not in self.named, **place)  # fmt: skip
             self.named.add(arm)
         for arm, rate in panel.best.items():
             if rate in lines.get(arm, {}):
