@@ -13,7 +13,7 @@ from pathlib import Path
 
 from asymlora.errors import AsymloraError, DataError
 from asymlora.papers import catalogue
-from asymlora.reproduce.by_paper import Paper
+from asymlora.papers.what_was_right import PAPERS
 from asymlora.reproduce.kept_results import KEPT, judge_again
 from asymlora.reproduce.results_page import PAGE, drawn_from, pages, read_entries, save_figure
 from asymlora.reproduce.results_sections import PAGES
@@ -22,13 +22,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 DOCS = ROOT / "docs"
 FIGURES = DOCS / "figures"
-PAPERS = (
-    Paper(
-        arxiv="2406.08447", name="Hayou, Ghosh and Yu 2024",
-        title="The Impact of Initialization on LoRA Finetuning Dynamics",
-    ),
-    Paper(arxiv="2402.16842", name="Zhu et al. 2024", title="Asymmetry in Low-Rank Adapters of Foundation Models"),
-)  # fmt: skip
 
 
 def written(results: Path = RESULTS) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from asymlora.reproduce.by_paper import BEYOND, Paper, by_paper, got_right
 from asymlora.reproduce.claim import Claim, Finding, Kind, Verdict
 from asymlora.reproduce.evidence import Evidence
+from asymlora.reproduce.factor_guide import Answer
 from asymlora.reproduce.kept_results import Kept
 from asymlora.reproduce.plain_findings import described
 from asymlora.reproduce.results_sections import Entry
@@ -42,20 +43,23 @@ def test_an_artefact_is_of_the_first_paper_that_its_source_names() -> None:
 
 
 def test_what_a_paper_got_right_is_told_by_its_verdicts() -> None:
-    figure = _entry("figure", "arXiv:2402.16842", {"slope": ("derived", "holds"), "gap": ("abstract", "undecided")})
-    (group,) = by_paper([TABLE, figure], [PAPER])
-    assert got_right(group) == (
-        "Of its 6 claims here 5 could be tested on these models and data: 3 hold, 1 fails, 1 undecided."
-        " Right, of its abstract: So says trained_b ([table](results/table.md))."
-        " Right, elsewhere in it: in [table](results/table.md) `row`, `line`."
-        " Wrong here, of its abstract: So says random_a ([table](results/table.md))."
-        " Neither shown nor refuted, of its abstract: So says gap ([figure](results/figure.md))."
-        " Of 1 that follow from its theory, by us: 1 holds, 0 fail, 0 undecided."
-        " Holds: in [figure](results/figure.md) `slope`."
-        " Of 1 that it leaves open: 0 hold, 0 fail, 1 undecided."
+    figure = _entry("figure", "arXiv:2402.16842", {"slope": ("derived", "fails"), "gap": ("abstract", "undecided")})
+    words = (
+        Answer(when={"table.trained_b": "holds", "figure.gap": ("fails", "undecided")}, says="Right in the table."),
+        Answer(when={"table.random_a": "holds"}, says="Not said."),
+        Answer(when={"other.line": "holds"}, says="Not run, so not said."),
     )
+    (group,) = by_paper([TABLE, figure], [replace(PAPER, in_words=words)])
+    assert got_right(group) == [
+        "Of its 6 claims here 5 could be tested on these models and data: 3 hold, 1 fails, 1 undecided."
+        " Of 1 that follow from its theory, by us: 0 hold, 1 fails, 0 undecided."
+        " Of 1 that it leaves open: 0 hold, 0 fail, 1 undecided.",
+        "Right in the table.",
+        "Wrong here: So says random_a ([table](results/table.md)).",
+        "Fails, of what follows from its theory: So says slope ([figure](results/figure.md)).",
+    ]
 
 
 def test_nothing_is_said_where_no_claim_of_its_own_was_judged() -> None:
     (group,) = by_paper([_entry("own", "of no paper", {"better": ("question", "holds")})])
-    assert got_right(group) == ""
+    assert got_right(group) == []

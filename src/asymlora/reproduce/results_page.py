@@ -182,8 +182,8 @@ def _got_right(groups: Sequence[Group]) -> list[str]:
     told = [(group, said) for group in groups if (said := got_right(group))]
     if not told:
         return []
-    paragraphs = [line for group, said in told for line in (f"**{plain(group.name)}.** {said}", "")]
-    return ["## What the papers got right", "", *paragraphs]
+    paragraphs = [text for group, (counts, *said) in told for text in (f"**{plain(group.name)}.** {counts}", *said)]
+    return ["## What the papers got right", "", *(line for text in paragraphs for line in (text, ""))]
 
 
 def _abstract(group: Group) -> list[str]:
