@@ -16,6 +16,7 @@ def test_titles_are_questions_that_stand_once() -> None:
 def test_each_answer_names_verdicts_that_there_are(question: object) -> None:
     for answer in question.answers:  # pyright: ignore[reportAttributeAccessIssue]
         wanted = {w for given in answer.when.values() for w in ((given,) if isinstance(given, str) else given)}
-        assert wanted <= {*VERDICTS, "fails below", "fails above"}
+        sided = {f"{verdict} {side}" for verdict in ("holds", "fails") for side in ("above", "below")}
+        assert wanted <= {*VERDICTS, *sided}
         assert answer.says.endswith(".")
     assert set(OPEN) < set(VERDICTS)

@@ -124,13 +124,17 @@ def test_every_answer_that_fits_is_given_where_that_is_asked() -> None:
 
 def test_best_rates_stand_in_a_table_by_model_and_only_where_there_are_some() -> None:
     told = [
-        TunedRates(artefact="hayou_lm", part="wikitext2", model="smollm2", rates={"init_a": "3.16e-3"}),
         TunedRates(
-            artefact="zhu_rank", part="trec6", model="minilm", rates={"both": "1e-3", "b_only": "at least 1e-2"}
+            artefact="hayou_lm", part="wikitext2", model="smollm2", training="24 x 4",
+            rates={"init_a": "3.16e-3"},
         ),
-    ]
+        TunedRates(
+            artefact="zhu_rank", part="trec6", model="minilm", training="64 x 16",
+            rates={"both": "1e-3", "b_only": "at least 1e-2"},
+        ),
+    ]  # fmt: skip
     page = render(GUIDE, {}, rates=told)
-    first = "| minilm | [zhu_rank](results/zhu_rank.md) | `trec6` | both: 1e-3; b_only: at least 1e-2 |"
-    second = "| smollm2 | [hayou_lm](results/hayou_lm.md) | `wikitext2` | init_a: 3.16e-3 |"
+    first = "| minilm | [zhu_rank](results/zhu_rank.md) | `trec6` | 64 x 16 | both: 1e-3; b_only: at least 1e-2 |"
+    second = "| smollm2 | [hayou_lm](results/hayou_lm.md) | `wikitext2` | 24 x 4 | init_a: 3.16e-3 |"
     assert f"{first}\n{second}\n" in page
     assert "best rate" not in render(GUIDE, {})

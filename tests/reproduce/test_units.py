@@ -29,10 +29,15 @@ def test_zero_and_rounding_have_no_sign(value: float) -> None:
     assert POINTS.text(value) == "0.00 points"
 
 
+@pytest.mark.parametrize("value", [5.6e-8, -6.7e-8, 9e-6])
+def test_what_the_rounding_of_kept_fractions_leaves_is_no_difference(value: float) -> None:
+    assert POINTS.text(value) == POINTS.number(value) + " points" == "0.00 points"
+
+
 def test_a_small_value_is_not_shown_as_zero() -> None:
-    assert (RATIO.text(-3.14e-5), POINTS.text(1e-6), RATIO.text(0.0004)) == (
+    assert (RATIO.text(-3.14e-5), POINTS.text(2e-5), RATIO.text(0.0004)) == (
         "-3.1e-05 (ratio)",
-        "+1.0e-04 points",
+        "+2.0e-03 points",
         "+4.0e-04 (ratio)",
     )
     assert RATIO.text(0.0006) == "+0.001 (ratio)"

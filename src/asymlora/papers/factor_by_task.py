@@ -18,7 +18,8 @@ EQUAL_VALUES = "zhu_rank.as_good_as_both"
 _WHICH_ONE = Question(
     title="If one factor is trained, which?",
     asks=(
-        B_OVER_A, B_OVER_A_ON_IMAGES, "zhu_llama.b_over_a_loss", "zhu_glue.b_learns_more", "zhu_glue.gap_by_set",
+        B_OVER_A, B_OVER_A_ON_IMAGES, "zhu_llama.b_over_a_loss", "zhu_llama.b_over_a_choices",
+        "zhu_glue.b_learns_more", "zhu_glue.gap_by_set",
         "zhu_inputs.random_a_reaches_more", "zhu_inputs.signs_as_predicted",
     ),
     answers=(
@@ -49,7 +50,7 @@ _WHICH_ONE = Question(
 )  # fmt: skip
 _ONE_OR_TWO = Question(
     title="One factor or two, at the same rank?",
-    asks=(SAME_RANK, SAME_VALUES),
+    asks=(SAME_RANK, SAME_VALUES, "zhu_vision.nearly_as_well", "zhu_llama.nearly_as_well"),
     answers=(
         Answer(
             when={SAME_RANK: "holds"},
@@ -105,8 +106,9 @@ _BUDGET = Question(
         ),
         Answer(
             when={EQUAL_VALUES: "undecided"},
-            says="No more of it than the task is seen to need. With as many values the seeds tell neither B alone from"
-            " both factors, nor for B alone twice the rank from once.",
+            says="The rank that you would give both factors; B alone then trains about half of the values. Whether"
+            " twice that rank, with as many values as both have, is as good as both, and whether it is better than"
+            " once, the seeds do not decide.",
         ),
     ),
 )
@@ -172,8 +174,8 @@ _LLAMA = Question(
         ),
         Answer(
             when={"zhu_llama.nearly_as_well": "undecided"},
-            says="Both where the last hundredths of the loss count, B alone where memory does. The seeds decide neither"
-            " that B alone is worse than both by more than the margin nor that it is not.",
+            says="Not decided: B alone, about half of the values, or both. The seeds show neither that the loss of B"
+            " alone is above that of both by more than the margin nor that it is not.",
         ),
     ),
 )  # fmt: skip
@@ -216,7 +218,8 @@ _SHIFT = Question(
         ),
         Answer(
             when={"zhu_vision.pacs_row": "undecided"},
-            says="No reason to prefer B alone or both. On the other domains of PACS the seeds do not tell them apart.",
+            says="Not decided between B alone and both. On the other domains of PACS the seeds do not tell them apart,"
+            " and in the paper it goes both ways, by set.",
         ),
     ),
 )  # fmt: skip
@@ -247,8 +250,9 @@ _FEW_ROWS = Question(
         ),
         Answer(
             when={"zhu_gap.smaller_with_b": "undecided", "zhu_gap.smaller_at_equal_loss": "holds"},
-            says="With B alone, in loss. At equal training loss its gap in loss is the smaller one; in accuracy that is"
-            " not shown. Expect a model that is less sure of its mistakes, not one that makes fewer.",
+            says="With B alone, in loss. At equal training loss its gap in loss is the smaller one; in accuracy, at"
+            " equal steps, that is not shown. Expect a lower test loss at the same training loss; whether it makes"
+            " fewer mistakes is open.",
         ),
         Answer(
             when={"zhu_gap.smaller_with_b": "undecided"},

@@ -180,7 +180,7 @@ def _criterion(evidence: Evidence) -> Finding:
         raise MissingEvidenceError("draws of exponents up to 1/2")
     signs = [(r["ratio"] > 1) == (r["criterion"] > 1) for r in records if r["decay"] >= 0.25]
     said = f"{sum(signs)} of {len(signs)} cases of exponents from 1/4 on."
-    return all_of({**found, "which side of 1": exact_finding(all(signs), said)})
+    return all_of({**found, "the side of 1 in every case": exact_finding(all(signs), said)})
 
 
 def _heavy_tails(evidence: Evidence) -> Finding:

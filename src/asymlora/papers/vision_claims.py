@@ -264,9 +264,10 @@ _KNOWN = known_before(
 )
 _PARTS = tuple(part for name in PAPER_SETS for part in (name, domains_of(name)))
 _ALL_PARTS = tuple(part for name in PAPER_SETS for part in (name, rows_of(name), full_of(name), domains_of(name)))
-_GAPS = (
-    "VLCS: LabelMe 11.82 against 24.03, Caltech101 -1.7 against 52.9; OfficeHome: Product 11.51 against 22.53. The"
-    " other way: PACS, Sketch 57.3 against 49.7; TerraIncognita, L100 64.2 against 47.5"
+_GAPS_OWN = "VLCS, LabelMe: 11.82 against 24.03; of the other three sets not known"
+_GAPS_ELSEWHERE = (
+    "VLCS: Caltech101 -1.7 against 52.9; OfficeHome: Product 11.51 against 22.53. The other way: PACS, Sketch 57.3"
+    " against 49.7; TerraIncognita, L100 64.2 against 47.5"
 )
 
 
@@ -312,7 +313,7 @@ CLAIMS = (
         says="The train-test gap within the trained domain is smaller for B-only than for LoRA.",
         kind="paper",
         source=_TABLES,
-        paper=_GAPS,
+        paper=_GAPS_OWN,
         **_pair(gap_own, _AGAINST_BOTH, _GAP_OWN, "below"),
     ),
     Claim(
@@ -320,7 +321,7 @@ CLAIMS = (
         says="The gap from trained rows to other domains is smaller for B-only than for LoRA.",
         kind="paper",
         source=_TABLES,
-        paper=_GAPS,
+        paper=_GAPS_ELSEWHERE,
         **_pair(gap_elsewhere, _AGAINST_BOTH, _GAP_ELSEWHERE, "below"),
     ),
     Claim(

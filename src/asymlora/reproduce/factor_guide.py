@@ -20,8 +20,8 @@ from asymlora.reproduce.tuned_rates import TunedRates
 
 RESULTS = "results.md"
 """Page that the findings are linked to."""
-Wanted = Verdict | Literal["fails below", "fails above"]
-"""A verdict; of a claim that two things are alike also on which side it fails, by the sign of the difference."""
+Wanted = Verdict | Literal["fails below", "fails above", "holds below", "holds above"]
+"""A verdict; of a claim that two things are alike also on which side, by the sign of the difference."""
 OPEN = "What was run does not answer this."
 """Where no answer fits the verdicts."""
 
@@ -224,8 +224,8 @@ def _answer(question: Question, backings: Mapping[str, Backing]) -> str:
 
 
 def _is_one_of(found: Finding, wanted: Sequence[Wanted]) -> bool:
-    side = "fails above" if (found.estimate or 0.0) > 0 else "fails below"
-    return found.verdict in wanted or (found.verdict == "fails" and found.estimate is not None and side in wanted)
+    side = f"{found.verdict} {'above' if (found.estimate or 0.0) > 0 else 'below'}"
+    return found.verdict in wanted or (found.estimate is not None and side in wanted)
 
 
 def _not_run(asks: Sequence[str], backings: Mapping[str, Backing]) -> str:
@@ -241,11 +241,12 @@ def _rates(rates: Sequence[TunedRates]) -> list[str]:
             plain(one.model),
             _link(one.artefact),
             f"`{one.part}`",
+            plain(one.training),
             plain("; ".join(f"{a}: {r}" for a, r in one.rates.items())),
         )
         for one in sorted(rates, key=lambda one: one.model)
     ]
-    heads = ("model", "artefact", "part", "best rate by arm")
+    heads = ("model", "artefact", "part", "training", "best rate by arm")
     told = (
         "The rate with the best mean on validation over the tuning seeds, of those that were tried; the artefact says"
         " which, and what its arms are. Start a sweep of your own around the one that is nearest to your case."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from asymlora.reproduce.evidence import Evidence, SweepEvidence
 from asymlora.sweep.rates import rate_text
@@ -19,12 +20,14 @@ class TunedRates:
         artefact: Of which artefact.
         part: Of which part of it: a task, or a group of layers.
         model: Name of the model.
+        training: Its steps, the rows of each, and how the head starts where there is one.
         rates: By the label of the arm; a rate, ``at most`` or ``at least`` one where it is an end of what was tried.
     """
 
     artefact: str
     part: str
     model: str
+    training: str
     rates: Mapping[str, str]
 
 
@@ -38,11 +41,25 @@ def tuned_rates(kept: Mapping[str, Evidence]) -> list[TunedRates]:
         One for each sweep in which an arm had several rates that finished with every tuning seed.
     """
     found = [
-        TunedRates(artefact=name, part=part, model=sweep.plan["recipe"]["model"]["name"], rates=dict(_rates(sweep)))
+        TunedRates(
+            artefact=name,
+            part=part,
+            model=sweep.plan["recipe"]["model"]["name"],
+            training=_training(sweep.plan["recipe"]),
+            rates=dict(_rates(sweep)),
+        )
         for name, evidence in kept.items()
         for part, sweep in evidence.sweeps.items()
     ]
     return [one for one in found if one.rates]
+
+
+def _training(recipe: Mapping[str, Any]) -> str:
+    train = recipe["train"]
+    head = ""
+    if "classification" in recipe["task"]:
+        head = ", fitted head" if train["head_start"] == "probe" else ", random head"
+    return f"{train['steps']} steps of {train['batch_size']} rows{head}"
 
 
 def _rates(sweep: SweepEvidence) -> Iterator[tuple[str, str]]:

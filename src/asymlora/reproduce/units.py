@@ -13,11 +13,13 @@ class Unit:
         scale: Factor by which its values are shown.
         name: What stands after the number.
         digits: Decimals.
+        zero: What is smaller than this, as it is shown, is 0 and the rounding of what it was made of.
     """
 
     scale: float
     name: str
     digits: int
+    zero: float = 1e-12
 
     def text(self, value: float) -> str:
         """Return a difference with its sign and its unit.
@@ -58,11 +60,11 @@ class Unit:
         text = f"{shown:{sign}.{self.digits}f}"
         if text.strip("+-0."):
             return text
-        return f"{shown:{sign}.1e}" if abs(shown) > 1e-12 else f"{0:.{self.digits}f}"
+        return f"{shown:{sign}.1e}" if abs(shown) > self.zero else f"{0:.{self.digits}f}"
 
 
-POINTS = Unit(scale=100.0, name="points", digits=2)
-"""Of a fraction: hundredths of the whole."""
+POINTS = Unit(scale=100.0, name="points", digits=2, zero=1e-3)
+"""Of a fraction: hundredths of the whole. Kept fractions have six digits, and no scored part so many rows."""
 OCTAVES = Unit(scale=1.0, name="octaves", digits=2)
 """Of logarithms to base 2: 1 is a factor of two."""
 NATS = Unit(scale=1.0, name="nats", digits=4)
