@@ -148,7 +148,8 @@ _ZHU = (
     ),
     Answer(
         when={"zhu_rank.as_good_as_both": "undecided", "zhu_rank.doubling_helps": "undecided"},
-        says="What twice the rank of B buys, with as many values as both factors have, is not decided.",
+        says="That B alone at twice the rank, with as many values, is neither better nor worse than both is not"
+        " decided, and not that it is better than at once the rank.",
     ),
     Answer(
         when={"zhu_summaries.below_both": "holds"},
