@@ -328,7 +328,7 @@ ARTEFACT = Artefact(
             "ranks: 8 and 16 alone",
             "tasks: XSum and CNN/DailyMail, which are not at hand",
             "a second look: no claim here is the abstract's",
-            "not in these minutes: the denoiser, which python -m asymlora.tasks.denoiser makes once in 15 to 45 minutes"
+            "not in these minutes: the denoiser, which python -m asymlora.tasks.denoiser makes once in 7 to 45 minutes"
             " of two cores",
         ),
         model=DENOISER_NAME,

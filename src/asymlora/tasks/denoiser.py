@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = options.pop("output") or cached_folder()
     recipe = DenoiserRecipe(**options)
     print(
-        f"{recipe.steps} steps; the default 2000 take about 20 minutes on 2 cores. If killed, the same command goes on."
+        f"{recipe.steps} steps; the default 2000 take 7 to 45 minutes on 2 cores. If killed, the same command goes on."
     )
     folder = pretrain(output, recipe)
     made = json.loads((folder / "config.json").read_text(encoding="utf-8"))["self_pretrained"]
