@@ -176,6 +176,11 @@ _SUMMARIES = Question(
             when={"zhu_summaries.above_a_only": "holds"},
             says="Of one factor B, which writes better than A. Whether both are better is not decided.",
         ),
+        Answer(
+            when={"zhu_summaries.below_both": "undecided", "zhu_summaries.above_a_only": "undecided"},
+            says="Not decided. With as many trained values the seeds tell B alone neither from both factors nor from A"
+            " alone, on a model and a task where no arm gains much.",
+        ),
     ),
 )  # fmt: skip
 _LLAMA = Question(

@@ -319,7 +319,7 @@ ARTEFACT = Artefact(
     " untrained A, unlike on GLUE.",
     small=Scale(
         parts=small_parts,
-        minutes=25,
+        minutes=13,
         memory_gib=1.2,
         data=(PARAPHRASES, PRETRAINED_ON),
         settings=_SMALL_SETTINGS,
