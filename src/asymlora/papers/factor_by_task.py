@@ -35,8 +35,8 @@ _WHICH_ONE = Question(
         Answer(
             when={B_OVER_A: "undecided", B_OVER_A_ON_IMAGES: "holds", "zhu_llama.b_over_a_loss": "undecided"},
             says="B over a random, held A: on images it is the better one, each factor at its own learning rate, and"
-            " nowhere is it shown to be the worse one. On sentence classification and for a decoder on instructions the"
-            " seeds tell neither from the other.",
+            " in no training run of ours is it shown to be the worse one. On sentence classification and for a decoder"
+            " on instructions the seeds tell neither from the other.",
         ),
         Answer(
             when={B_OVER_A: "undecided", B_OVER_A_ON_IMAGES: "holds"},
@@ -134,9 +134,9 @@ _BUDGET = Question(
                 SAME_RANK: "holds",
                 SAME_VALUES: "holds",
             },
-            says="The rank that you would give both factors: B alone is then as good within two points, with about half"
-            " of the values. Twice that rank, with as many values as both have, is as good within two points too, and"
-            " not shown to be better than once.",
+            says="The rank that you would give both factors: in sentence classification B alone is then no more than"
+            " two points worse, with about half of the values. Twice that rank, with as many values as both have, is no"
+            " more than that worse either, and not shown to be better than once.",
         ),
         Answer(
             when={EQUAL_VALUES: "undecided"},

@@ -113,18 +113,29 @@ _ZHU = (
         " come, and not without conditions: where the update reads inputs of low variance A alone ends lower.",
     ),
     Answer(
-        when={"zhu_inputs.random_a_reaches_more": "holds", "zhu_inputs.order_as_predicted": OPEN},
-        says="Layers of pretrained transformers are of the first kind, and a random A leaves more of their first update"
-        " in reach; but that this is where A alone loses is not shown.",
+        when={
+            "zhu_inputs.inputs_fill_few": "holds", "zhu_inputs.random_a_reaches_more": "holds",
+            "zhu_inputs.order_as_predicted": OPEN,
+        },
+        says="In three pretrained transformers inputs fill few dimensions, and a random A leaves more of the first"
+        " gradient in reach; that this tells where A alone loses is not shown.",
     ),
     Answer(
-        when={"zhu_inputs.random_a_reaches_more": "holds", "zhu_inputs.order_as_predicted": "holds"},
-        says="Layers of pretrained transformers are of the first kind, and A alone loses most where it reaches least.",
+        when={
+            "zhu_inputs.inputs_fill_few": "holds", "zhu_inputs.random_a_reaches_more": "holds",
+            "zhu_inputs.order_as_predicted": "holds",
+        },
+        says="In three pretrained transformers inputs fill few dimensions, a random A leaves more of the first gradient"
+        " in reach, and A alone loses most where it is predicted to reach least.",
     ),
     Answer(
-        when={"zhu_cca.a_alike_if_shared": "holds", "zhu_cca.reversed": "holds"},
-        says="Its picture of a fixed A and a B that follows the task is right, and is one of the start: with A started"
-        " at zero and B at random the letters change places.",
+        when={
+            "zhu_cca.a_alike_if_shared": "holds", "zhu_cca.b_follows_the_task": "holds", "zhu_cca.reversed": "holds",
+            "zhu_cca.hardly_moves": "fails",
+        },
+        says="It is right that A is alike across tasks where the start is shared, though A moves by more than half its norm at"
+        " its own rate, and that B follows the task. Both are of the start: with A started at zero and B at random the"
+        " letters change places.",
     ),
     Answer(
         when={"zhu_init_scale.falls_behind": "holds", "zhu_init_scale.unit_columns_close_it": "holds"},
@@ -139,7 +150,7 @@ _ZHU = (
     Answer(
         when={"zhu_bounds.improves": "holds", "zhu_bounds.vacuous": "holds", "zhu_bounds.tells_b_from_a": "fails"},
         says="Its bound is smaller for one factor than for two, as it says; it lies above any gap that there can be,"
-        " and is not smaller for B than for A.",
+        " and is smaller for B than for A only at layers that have fewer outputs than inputs.",
     ),
     Answer(
         when={"zhu_gap.smaller_with_b": "undecided", "zhu_gap.smaller_at_equal_loss": "holds"},
@@ -147,13 +158,28 @@ _ZHU = (
         " and not in accuracy at equal steps.",
     ),
     Answer(
-        when={"zhu_rank.as_good_as_both": "undecided", "zhu_rank.doubling_helps": "undecided"},
+        when={
+            "zhu_glue.frozen_a_as_good_at_equal_values": "holds", "zhu_rank.as_good_as_both": "undecided",
+            "zhu_rank.doubling_helps": "undecided",
+        },
+        says="At twice the rank, with as many values, B alone is no more than the margin worse than both in sentence"
+        " classification; whether it is no better either, and whether twice the rank beats once, is not decided.",
+    ),
+    Answer(
+        when={
+            "zhu_glue.frozen_a_as_good_at_equal_values": OPEN, "zhu_rank.as_good_as_both": "undecided",
+            "zhu_rank.doubling_helps": "undecided",
+        },
         says="That B alone at twice the rank, with as many values, is neither better nor worse than both is not"
         " decided, and not that it is better than at once the rank.",
     ),
     Answer(
         when={"zhu_summaries.below_both": "holds"},
         says="In writing texts both factors are ahead of it, as in its table.",
+    ),
+    Answer(
+        when={"zhu_summaries.below_both": "undecided", "zhu_summaries.above_a_only": "undecided"},
+        says="In writing texts a small model tells none of the three apart.",
     ),
 )  # fmt: skip
 

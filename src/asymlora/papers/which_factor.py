@@ -62,7 +62,12 @@ _LAYERS = Question(
 )  # fmt: skip
 _HELD_A = Question(
     title="How should a held A start?",
-    asks=("zhu_singular.informed_as_random", "zhu_singular.released_at_chance", "zhu_singular.released_as_random"),
+    asks=(
+        "zhu_singular.informed_as_random",
+        "zhu_singular.released_at_chance",
+        "zhu_singular.released_as_random",
+        "zhu_glue.table",
+    ),
     answers=(
         Answer(
             when={"zhu_singular.informed_as_random": "holds"},
@@ -80,7 +85,8 @@ _HELD_A = Question(
         Answer(
             when={"zhu_singular.informed_as_random": "undecided"},
             says="At random. That singular vectors of the pretrained weight are better is not shown, nor that they are"
-            " as good. The default draws orthonormal rows; whether that matters has not been tried.",
+            " as good. The default draws orthonormal rows; that they are better or worse than Kaiming's is not tested"
+            " (a row of the table of zhu_glue has both, each at its own rate, Kaiming's at the larger one).",
         ),
     ),
 )
@@ -127,6 +133,16 @@ _INIT = Question(
     ),
     answers=(
         Answer(
+            when={
+                "hayou_glue.better_on_average": "holds", "hayou_glue.behind_at_small_rates": "holds",
+                "hayou_variance.as_good_as_init_a": "undecided",
+            },
+            says="B, where the random factor has its usual variance (1/n for A, 1/r for B): with A random and B zero"
+            " (Init[A]) runs end better on average over the sentence sets where something is learnt, each at its own"
+            " rate. Far below that rate the other start learns faster. With a random B of variance 1/n it is neither"
+            " shown to be worse nor to be as good.",
+        ),
+        Answer(
             when={"hayou_glue.better_on_average": "holds", "hayou_glue.behind_at_small_rates": "holds"},
             says="B: with A random and B zero (Init[A]) runs end better on average over the sentence sets where"
             " something is learnt, each at its own rate. Far below that rate the other start learns faster.",
@@ -162,8 +178,8 @@ _RATE = Question(
         Answer(
             when={"advice.rate_near_tuned": "holds below"},
             says="The best one of a sweep of ours for the nearest arm, model and length of training: they stand below."
-            " From asymlora advise its rate and up to four times that: on the one set where both were tried it lay"
-            " within two octaves of what a sweep finds, and below.",
+            " Of asymlora advise try its rate and rates up to four times as large: on the one set where a sweep of B"
+            " alone at rank 16 stood beside, it lay below what that found, by two octaves at most.",
         ),
         Answer(
             when={"advice.rate_near_tuned": "holds"},

@@ -44,7 +44,7 @@ OPTIMIZER = Setting(
 )
 LEARNING_RATES = Setting(
     what="choice of the learning rate",
-    paper="one rate for all arms of a task (code: 4e-4 on RTE; second-hand)",
+    paper="4e-4 on RTE (code), of other sets unknown; that all arms of a task had one is our reading",
     ours="the best mean on validation over tuning seeds of their own for each arm, the grid growing until it is"
     " interior; quoted are fresh seeds on test",
     why="arms whose factors have other sizes are not comparable at one shared rate",
