@@ -133,8 +133,8 @@ _ZHU = (
             "zhu_cca.a_alike_if_shared": "holds", "zhu_cca.b_follows_the_task": "holds", "zhu_cca.reversed": "holds",
             "zhu_cca.hardly_moves": "fails",
         },
-        says="It is right that A is alike across tasks where the start is shared, though A moves by more than half its norm at"
-        " its own rate, and that B follows the task. Both are of the start: with A started at zero and B at random the"
+        says="It is right that A is alike across tasks where the start is shared, though A moves by more than half"
+        " its norm at its own rate, and that B follows the task. Both are of the start: with A started at zero and B at random the"
         " letters change places.",
     ),
     Answer(
