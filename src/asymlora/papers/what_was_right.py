@@ -134,8 +134,8 @@ _ZHU = (
             "zhu_cca.hardly_moves": "fails",
         },
         says="It is right that A is alike across tasks where the start is shared, though A moves by more than half"
-        " its norm at its own rate, and that B follows the task. Both are of the start: with A started at zero and B at random the"
-        " letters change places.",
+        " its norm at its own rate, and that B follows the task. Both are of the start: with A started at zero and B"
+        " at random the letters change places.",
     ),
     Answer(
         when={"zhu_init_scale.falls_behind": "holds", "zhu_init_scale.unit_columns_close_it": "holds"},
