@@ -16,6 +16,7 @@ from asymlora.reproduce.evidence import Evidence, MissingEvidenceError
 from asymlora.reproduce.forecasting import part_runs
 from asymlora.spec import AdapterSpec
 from asymlora.sweep.grid import cells
+from asymlora.sweep.rates import rate_text
 from papers.made_sweeps import Behaviour, made
 
 ROOT = Path("nowhere")
@@ -40,8 +41,20 @@ def test_the_small_scale_has_two_sets_of_main_arms_and_all_rows_on_one() -> None
     # Four rates; two tuning seeds and six closing runs, then ten; of rows one and three.
     main, row = (4 * (4 * 2 + 6), 4 * (4 * 2 + 10)), 4 + 3
     one_look = {"trec6_rows": 12, "trec6_full": 1, "trec6_light": 2, "sst2_light": 1}
-    assert counts == {"trec6": main, "sst2": main, **{name: (arms * row, None) for name, arms in one_look.items()}}
-    assert sum(first for first, _ in counts.values()) == 224
+    new = dict.fromkeys(("trec6_fresh", "sst2_fresh"), (2 * 10, None))
+    rows = {name: (arms * row, None) for name, arms in one_look.items()}
+    assert counts == {"trec6": main, "sst2": main, **rows, **new}
+    assert sum(first for first, _ in counts.values()) == 224 + 40
+
+
+@pytest.mark.parametrize("name", ["trec6", "sst2"])
+def test_new_seeds_repeat_the_single_factors_at_the_rate_that_was_chosen_and_no_seed_of_before(name: str) -> None:
+    main, new = SMALL[name], SMALL[f"{name}_fresh"]
+    assert main.second is not None
+    assert not set(new.plan.closing_seeds) & set(main.second.closing_seeds)
+    assert (new.plan.recipe, [arm.name for arm in new.plan.arms]) == (main.plan.recipe, ["b_only", "a_only"])
+    assert [rate_text(rate) for rate in new.plan.rates] == ["3.16e-3"]
+    assert new.plan.rates[0] in main.plan.rates
 
 
 def test_every_arm_has_a_row_and_every_row_an_arm() -> None:

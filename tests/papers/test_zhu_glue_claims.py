@@ -109,6 +109,35 @@ def test_training_losses_are_compared_in_nats(learnt: float, verdict: str) -> No
     assert f"SST-2 {0.5 - learnt:+.4f} nats" in found.ours
 
 
+def _new_seeds(name: str, difference: float, *, uneven: float = 0.0) -> SweepEvidence:
+    """Records of ten new seeds on which B alone ends ``difference`` nats above A alone."""
+    sweep = _made(f"{name}_fresh", {})
+    higher = {"b_only": difference, "a_only": 0.0}
+    rows = [
+        replace(
+            row,
+            test={"accuracy": 0.9, "loss": 0.3 + 0.01 * row.seed + higher[row.arm] * (1 + uneven * (-1) ** row.seed)},
+        )
+        for row in sweep.rows
+    ]
+    return replace(sweep, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("on_trec", "uneven", "verdict"), [(-0.04, 0.0, "holds"), (0.04, 0.0, "fails"), (-0.04, 3.0, "undecided")]
+)
+def test_test_losses_of_new_seeds_are_compared_by_seed(on_trec: float, uneven: float, verdict: str) -> None:
+    fresh = {"trec6_fresh": _new_seeds("trec6", on_trec, uneven=uneven), "sst2_fresh": _new_seeds("sst2", 0.0)}
+    found = _found("lower_test_loss", Evidence(sweeps=fresh))
+    assert (found.verdict, found.pairs, found.estimate) == (verdict, 10, pytest.approx(on_trec / 2))
+    assert f"TREC-6 {on_trec:+.4f} nats" in found.ours
+    assert "Accuracy: by set: TREC-6 0.00 points" in found.ours
+
+
+def test_the_seeds_of_the_other_claims_have_no_part_in_it() -> None:
+    assert _found("lower_test_loss", _evidence()).ours.startswith("Not run yet")
+
+
 def test_closing_losses_know_every_seed_that_was_asked_for() -> None:
     sweep = _evidence().sweep("trec6")
     lost = [replace(row, losses={}) if (row.phase, row.seed) == ("closing", 3) else row for row in sweep.rows]

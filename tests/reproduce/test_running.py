@@ -260,8 +260,20 @@ def test_a_failed_run_that_is_asked_for_no_more_keeps_no_part_open(tmp_path: Pat
 def test_tests_and_minutes_are_noted_before_the_first_run_and_stay(tmp_path: Path) -> None:
     path = tmp_path / "run"
     small.run(path, small.artefact(), small.bowl(), only=["aside"])
-    small.run(path, small.artefact(claims=[small.count_claim("other", needed=1)], minutes=9.0), small.bowl())
+    other = replace(small.count_claim("enough", needed=1), test="Weighed.")
+    small.run(path, small.artefact(claims=[other], minutes=9.0), small.bowl())
     assert read_stated(path) == {"minutes": 1.0, "tests": {"enough": "Counted."}}
+
+
+def test_a_claim_on_parts_that_are_not_begun_is_noted_in_a_later_session(tmp_path: Path) -> None:
+    path, bowl = tmp_path / "run", small.bowl()
+    small.run(path, small.artefact(), bowl, only=["aside"])
+    of_new, of_old = (
+        replace(small.count_claim(key, needed=1), test=key, parts=(part,))
+        for key, part in (("new", "swept"), ("old", "aside"))
+    )
+    small.run(path, small.artefact(claims=[of_new, of_old]), bowl)
+    assert read_stated(path) == {"minutes": 1.0, "tests": {"enough": "Counted.", "new": "new"}}
 
 
 def test_where_runs_have_failed_nothing_is_decided_and_they_are_done_again(tmp_path: Path) -> None:

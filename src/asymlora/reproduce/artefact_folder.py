@@ -166,14 +166,17 @@ class ArtefactFolder:
         return None if place is None else self.path / place
 
     def note_stated(self, *, minutes: float | None, tests: Mapping[str, str]) -> None:
-        """Note what is stated before the first run; later sessions leave it as it is.
+        """Note what is stated before the first run; later sessions leave it as it is, and add what is new.
 
         Args:
             minutes: How long the artefact is to take.
-            tests: The test of each claim, by its key.
+            tests: By its key, the test of each claim of which nothing has been run yet.
         """
-        if read_stated(self.path) is None:
+        stated = read_stated(self.path)
+        if stated is None:
             self._change(stated={"minutes": minutes, "tests": dict(tests)})
+        elif tests.keys() - stated["tests"].keys():
+            self._change(stated={**stated, "tests": {**tests, **stated["tests"]}})
 
     def first_look(self) -> FirstLook | None:
         """Return what the first look decided; None before all parts have been run once.
