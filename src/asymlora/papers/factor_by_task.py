@@ -13,12 +13,13 @@ OPEN = ("fails", "undecided")
 # Which factor, one or two ---------------------------------------------------------------------------------------------
 
 B_OVER_A, B_OVER_A_ON_IMAGES = "zhu_glue.b_better_than_a", "zhu_vision.b_over_a_own"
+LOWER_TEST_LOSS = "zhu_glue.lower_test_loss"
 SAME_RANK, SAME_VALUES = "zhu_glue.frozen_a_as_good", "zhu_glue.frozen_a_as_good_at_equal_values"
 EQUAL_VALUES = "zhu_rank.as_good_as_both"
 _WHICH_ONE = Question(
     title="If one factor is trained, which?",
     asks=(
-        B_OVER_A, B_OVER_A_ON_IMAGES, "zhu_llama.b_over_a_loss", "zhu_llama.b_over_a_choices",
+        B_OVER_A, LOWER_TEST_LOSS, B_OVER_A_ON_IMAGES, "zhu_llama.b_over_a_loss", "zhu_llama.b_over_a_choices",
         "zhu_glue.b_learns_more", "zhu_glue.gap_by_set",
         "zhu_inputs.random_a_reaches_more", "zhu_inputs.signs_as_predicted",
     ),
@@ -31,6 +32,11 @@ _WHICH_ONE = Question(
         Answer(
             when={B_OVER_A: "fails"},
             says="Not B by habit. On sentence classification A alone was the better one, each factor at its own rate.",
+        ),
+        Answer(
+            when={B_OVER_A: "undecided", LOWER_TEST_LOSS: "holds", B_OVER_A_ON_IMAGES: "holds"},
+            says="B over a random, held A: on images it is the better one, each factor at its own learning rate, and on"
+            " sentence classification it ends with the lower test loss, where accuracy does not tell the two apart.",
         ),
         Answer(
             when={B_OVER_A: "undecided", B_OVER_A_ON_IMAGES: "holds", "zhu_llama.b_over_a_loss": "undecided"},

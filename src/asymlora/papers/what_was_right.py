@@ -84,7 +84,11 @@ _ZHU = (
     Answer(
         when={_B_OVER_A: OPEN, _ON_IMAGES: "holds"},
         says="Right on images: B over a random, held A is the better one to train, each factor at its own rate, in the"
-        " domain that is trained on. On sentence classification that is not shown.",
+        " domain that is trained on. On sentence classification accuracy does not show it.",
+    ),
+    Answer(
+        when={_B_OVER_A: OPEN, "zhu_glue.lower_test_loss": "holds"},
+        says="There it ends with the lower test loss, on seeds that were new when that was asked.",
     ),
     Answer(
         when={_AS_GOOD: "holds", _AS_GOOD_ON_IMAGES: "holds"},
