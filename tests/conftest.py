@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +48,10 @@ THIRD_PARTY_WARNINGS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell without job control starts what stands before "&" with SIGINT ignored, and so would every process that the
+    # tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The same examples in every run: a landing must not fail by a draw. New ones: pytest --hypothesis-profile default
     hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
     hypothesis.settings.load_profile(config.getoption("--hypothesis-profile", None) or "steady")
