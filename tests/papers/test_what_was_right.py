@@ -16,8 +16,8 @@ def test_every_sentence_stands_on_claims_of_its_own_paper() -> None:
         assert named <= known
 
 
-def test_no_two_sentences_contradict_each_other_whatever_is_found() -> None:
-    # Two sentences on the same claims are alternatives: some claim of both has verdicts that exclude each other.
+def test_sentences_on_the_same_claims_are_alternatives() -> None:
+    # Some claim of both has verdicts that exclude each other.
     for paper in PAPERS:
         seen: dict[frozenset[str], list[list[set[str]]]] = {}
         for one in paper.in_words:

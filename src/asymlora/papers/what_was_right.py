@@ -5,11 +5,9 @@ A sentence is on the page while the kept findings have the verdicts that it stan
 
 from __future__ import annotations
 
+from asymlora.papers.factor_by_task import B_OVER_A, B_OVER_A_ON_IMAGES, LOWER_TEST_LOSS, OPEN, SAME_RANK, SAME_VALUES
 from asymlora.reproduce.by_paper import Paper
 from asymlora.reproduce.factor_guide import Answer
-
-OPEN = ("fails", "undecided")
-"""Verdicts of what is not shown."""
 
 # The paper on initialisation ------------------------------------------------------------------------------------------
 
@@ -68,44 +66,43 @@ _HAYOU = (
 
 # The paper on asymmetry -----------------------------------------------------------------------------------------------
 
-_B_OVER_A, _ON_IMAGES = "zhu_glue.b_better_than_a", "zhu_vision.b_over_a_own"
-_AS_GOOD, _AS_GOOD_ON_IMAGES = "zhu_glue.frozen_a_as_good", "zhu_vision.nearly_as_well"
+_AS_GOOD_ON_IMAGES = "zhu_vision.nearly_as_well"
 _ZHU = (
     Answer(
-        when={_B_OVER_A: "holds", _ON_IMAGES: "holds"},
+        when={B_OVER_A: "holds", B_OVER_A_ON_IMAGES: "holds"},
         says="Right in the main: B over a random, held A is the better one to train, each factor at its own rate, in an"
         " encoder on sentence classification and in a vision transformer in the domain that is trained on.",
     ),
     Answer(
-        when={_B_OVER_A: "holds", _ON_IMAGES: OPEN},
+        when={B_OVER_A: "holds", B_OVER_A_ON_IMAGES: OPEN},
         says="Right in the main: B over a random, held A is the better one to train on sentence classification, each"
         " factor at its own rate. On images that is not shown.",
     ),
     Answer(
-        when={_B_OVER_A: OPEN, _ON_IMAGES: "holds"},
+        when={B_OVER_A: OPEN, B_OVER_A_ON_IMAGES: "holds"},
         says="Right on images: B over a random, held A is the better one to train, each factor at its own rate, in the"
         " domain that is trained on. On sentence classification accuracy does not show it.",
     ),
     Answer(
-        when={_B_OVER_A: OPEN, "zhu_glue.lower_test_loss": "holds"},
+        when={B_OVER_A: OPEN, LOWER_TEST_LOSS: "holds"},
         says="There it ends with the lower test loss, on seeds that were new when that was asked.",
     ),
     Answer(
-        when={_B_OVER_A: OPEN, "zhu_glue.lower_test_loss": "undecided"},
+        when={B_OVER_A: OPEN, LOWER_TEST_LOSS: "undecided"},
         says="Nor does the test loss, on seeds that were new when that was asked.",
     ),
     Answer(
-        when={_AS_GOOD: "holds", _AS_GOOD_ON_IMAGES: "holds"},
+        when={SAME_RANK: "holds", _AS_GOOD_ON_IMAGES: "holds"},
         says="On sentence classification and on these images a random A does as well as a trained one, within the"
         " margin.",
     ),
     Answer(
-        when={_AS_GOOD: OPEN, _AS_GOOD_ON_IMAGES: "holds"},
+        when={SAME_RANK: OPEN, _AS_GOOD_ON_IMAGES: "holds"},
         says="A random A does as well as a trained one, within the margin, on these images; on sentence classification"
         " that is not shown.",
     ),
     Answer(
-        when={_AS_GOOD: "holds", _AS_GOOD_ON_IMAGES: OPEN},
+        when={SAME_RANK: "holds", _AS_GOOD_ON_IMAGES: OPEN},
         says="A random A does as well as a trained one, within the margin, on sentence classification; on images that"
         " is not shown.",
     ),
@@ -168,7 +165,7 @@ _ZHU = (
     ),
     Answer(
         when={
-            "zhu_glue.frozen_a_as_good_at_equal_values": "holds", "zhu_rank.as_good_as_both": "undecided",
+            SAME_VALUES: "holds", "zhu_rank.as_good_as_both": "undecided",
             "zhu_rank.doubling_helps": "undecided",
         },
         says="At twice the rank, with as many values, B alone is no more than the margin worse than both in sentence"
@@ -176,7 +173,7 @@ _ZHU = (
     ),
     Answer(
         when={
-            "zhu_glue.frozen_a_as_good_at_equal_values": OPEN, "zhu_rank.as_good_as_both": "undecided",
+            SAME_VALUES: OPEN, "zhu_rank.as_good_as_both": "undecided",
             "zhu_rank.doubling_helps": "undecided",
         },
         says="That B alone at twice the rank, with as many values, is neither better nor worse than both is not"

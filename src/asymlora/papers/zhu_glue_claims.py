@@ -178,7 +178,9 @@ def _lower_test_loss(evidence: Evidence) -> Finding:
         )
     sweeps = {name: evidence.sweep(name + FRESH) for name in SMALL_TITLES}
     first, second = (mean_over(sweeps, arm, value=_TEST_LOSS) for arm in ("b_only", "a_only"))
-    what = f"Test loss of B-only less A-only, mean over {' and '.join(SMALL_TITLES.values())}, both at 3.16e-3"
+    rates = {rate_text(rate) for sweep in sweeps.values() for rate in sweep.plan["rates"]}
+    where = f"mean over {' and '.join(SMALL_TITLES.values())}, both at {', '.join(sorted(rates))}"
+    what = f"Test loss of B-only less A-only, {where}"
     found = paired_finding(first, second, claimed="less", show=NATS, what=what)
     beside = by_set(sweeps, SMALL_TITLES, first="b_only", second="a_only", value=_TEST_LOSS, show=NATS)
     accuracy = by_set(sweeps, SMALL_TITLES, first="b_only", second="a_only")

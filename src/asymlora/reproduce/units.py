@@ -13,7 +13,7 @@ class Unit:
         scale: Factor by which its values are shown.
         name: What stands after the number.
         digits: Decimals.
-        zero: What is smaller than this, as it is shown, is 0 and the rounding of what it was made of.
+        zero: A shown value that is no larger is rounding, and told as 0.
     """
 
     scale: float
